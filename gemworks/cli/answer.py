@@ -1,0 +1,115 @@
+"""Showing one answer: streamed, as an object, and how long it took."""
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from gemworks.cli import console
+
+
+def stream(chunks: Any) -> Any:
+    """Write an answer to stdout as it comes, and a line end; return its Completion.
+
+    Until the first words a spinner turns in a terminal.
+    """
+    completion = None
+    with console.waiting() as begun:
+        for chunk in chunks:
+            if chunk.text or chunk.completion:
+                begun()
+            console.write(chunk.text)
+            completion = chunk.completion
+    console.write("\n")
+    return completion
+
+
+def stream_until_interrupted(chunks: Any) -> Any:
+    """`stream`, but Ctrl-C ends the answer and not the program; returns None then.
+
+    While the prompt is computed Ctrl-C breaks in at once (the engine starts its cache afresh). After the first words
+    the answer is closed between two tokens, so that the next turn goes on from the cache; a second Ctrl-C breaks in.
+    """
+    with _Interrupts() as interrupts:
+        try:
+            completion = stream(interrupts.watch(chunks))
+        except KeyboardInterrupt:
+            console.write("\n")
+            return None
+        finally:
+            chunks.close()
+    return None if interrupts.asked else completion
+
+
+class _Interrupts:
+    """Turns SIGINT into a flag while words are coming."""
+
+    def __init__(self):
+        self.asked = False
+        self._begun = False
+        self._before: Any = None
+
+    def __enter__(self) -> "_Interrupts":
+        self._before = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def watch(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        for chunk in chunks:
+            self._begun = True
+            yield chunk
+            if self.asked:
+                return
+
+    def _on_interrupt(self, *_signal: object) -> None:
+        if self.asked or not self._begun:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def as_json(model: str, completion: Any) -> dict[str, Any]:
+    """The object `run --json` prints."""
+    timings = completion.timings
+    return {
+        "model": model,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "finish_reason": completion.finish_reason,
+        "stop_string": completion.stop_string,
+        "timings": {
+            **dataclasses.asdict(timings),
+            "prefill_per_second": timings.prefill_per_second,
+            "decode_per_second": timings.decode_per_second,
+        },
+    }
+
+
+def timing_lines(timings: Any) -> list[str]:
+    """What --verbose tells about an answer, one line a phase."""
+    cached = f" ({timings.cached_tokens:,} more were cached)" if timings.cached_tokens else ""
+    compiled = getattr(timings, "compile_s", 0.0)
+    lines = [f"load     {timings.load_s:8.2f} s"]
+    lines += [f"compile  {compiled:8.2f} s   once for these shapes"] if compiled >= 0.005 else []
+    lines.append(
+        f"prefill  {timings.prefill_s:8.2f} s   {timings.prefill_tokens:6,} tokens   "
+        f"{timings.prefill_per_second:8.1f} tokens/s{cached}"
+    )
+    lines.append(
+        f"decode   {timings.decode_s:8.2f} s   {timings.decode_tokens:6,} tokens   "
+        f"{timings.decode_per_second:8.1f} tokens/s"
+    )
+    return lines
+
+
+def ending_note(completion: Any, context: int) -> str | None:
+    """Why an answer ended before the model meant it to, or None if it did not."""
+    if completion.finish_reason != "length":
+        return None
+    used = completion.prompt_tokens + completion.completion_tokens
+    if used >= context:
+        return f"[the context of {context:,} tokens is full]"
+    return f"[cut after {completion.completion_tokens:,} tokens: max_tokens]"

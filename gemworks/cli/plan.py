@@ -1,0 +1,146 @@
+"""gemworks plan: how much memory a model will take, before anything is fetched or loaded.
+
+Weights are counted by shape and format; the cache of keys and values as Gemworks keeps it (local layers a window of it)
+beside the way the Gemma 3 report counts it (every layer all of it). 1 GB is 10^9 bytes, as in the report.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from gemworks.cli import console
+from gemworks.errors import ConfigError
+
+FORMATS = ("bf16", "int4", "int4-b32", "sfp8", "int8")
+
+# Gemma 3 technical report, table 3 ("raw" rows), GB (spec 15). Rounded, and not of the text alone from 4B on.
+REPORT_WEIGHTS_GB = {
+    "1b": {"bf16": 2.0, "int4": 0.5, "int4-b32": 0.7, "sfp8": 1.0},
+    "4b": {"bf16": 8.0, "int4": 2.6, "int4-b32": 2.9, "sfp8": 4.4},
+    "12b": {"bf16": 24.0, "int4": 6.6, "int4-b32": 7.1, "sfp8": 12.4},
+    "27b": {"bf16": 54.0, "int4": 14.1, "int4-b32": 15.3, "sfp8": 27.4},
+}
+
+_DEFAULT_CONTEXT = 32_768  # as gemworks.llm, which imports more than a plan needs
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="gemma3:27b (nothing is fetched), or a model on this machine.")],
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens. Default: 32,768 or the model's limit.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,
+) -> None:
+    """Show what a model needs in memory at a context and format, and whether it fits here."""
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got "{format}".')
+    config, size = _config_of(model)
+    if context is None:
+        context = min(_DEFAULT_CONTEXT, config.max_positions)
+    elif not 1 <= context <= config.max_positions:
+        raise ConfigError(f"--context must be between 1 and {config.max_positions:,} for {model}, got {context:,}.")
+    facts = make_plan(model, config, size, context, format)
+    if json:
+        console.emit_json(facts)
+    else:
+        _draw(facts, (format,) if format else FORMATS)
+
+
+def make_plan(model: str, config, size: str | None, context: int, format: str | None) -> dict[str, Any]:
+    """Return the plan as `--json` prints it. The top-level figures are for `format`, bf16 where it is None."""
+    from gemworks.cli import machine
+    from gemworks.model import costs
+
+    memory = machine.memory()
+    kv, kv_full = costs.kv_bytes(config, context), costs.kv_bytes(config, context, windowed=False)
+    formats = {}
+    for name in FORMATS:
+        weights = costs.weight_bytes(config, name)
+        formats[name] = {
+            "weights_bytes": weights,
+            "report_weights_gb": REPORT_WEIGHTS_GB.get(size or "", {}).get(name),
+            "total_bytes": weights + kv,
+            "total_full_kv_bytes": weights + kv_full,
+            "fits": weights + kv <= memory.available if memory.available else None,
+        }
+    local = config.local_spec
+    return {
+        "model": model,
+        "size": size,
+        "parameters": costs.num_parameters(config),
+        "context": context,
+        "format": format or "bf16",
+        **formats[format or "bf16"],
+        "kv_bytes": kv,
+        "kv_full_bytes": kv_full,
+        "vision_bytes": _vision_bytes(config) if size in ("4b", "12b", "27b") else 0,
+        "layers": {
+            "local": sum(spec.is_local for spec in config.layers),
+            "global": sum(not spec.is_local for spec in config.layers),
+            "window": local.window if local else None,
+        },
+        "formats": formats,
+        "machine": {"memory_bytes": memory.total, "available_bytes": memory.available},
+    }
+
+
+def _config_of(model: str):
+    """(config, released size or None) of a released name, without any file, or of a model on this machine."""
+    from gemworks.model.config import RELEASED
+    from gemworks.weights import hub, store
+
+    created = store.read_created(model)
+    size = hub.released_size(created.base if created else model)
+    if size:
+        return RELEASED[size], size
+    from gemworks.weights.checkpoint import open_checkpoint
+
+    with open_checkpoint(hub.resolve(model).path) as checkpoint:
+        config = checkpoint.config
+    return config, next((name for name, released in RELEASED.items() if released == config), None)
+
+
+def _vision_bytes(config) -> int:
+    """bf16 bytes of the SigLIP tower and the projector to this model's width (spec 3.3, 3.4)."""
+    return 2 * (416_866_032 + 1152 * (config.model_dim + 1))
+
+
+def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
+    layers, memory = facts["layers"], facts["machine"]
+    window = f" with a window of {layers['window']:,}" if layers["window"] else ""
+    console.pairs(
+        [
+            ("model", f"{facts['model']}, {facts['parameters']:,} parameters (text)"),
+            ("layers", f"{layers['local']} local{window}, {layers['global']} global"),
+            ("context", f"{facts['context']:,} tokens, one sequence"),
+            ("KV cache", f"{console.size(facts['kv_bytes'])} as Gemworks keeps it: local layers keep their window"),
+            ("", f"{console.size(facts['kv_full_bytes'])} as the report counts: every layer keeps everything"),
+            ("this machine", f"{console.size(memory['memory_bytes'])}, {console.size(memory['available_bytes'])} free"),
+        ]
+    )
+    console.line()
+    with_report = any(facts["formats"][name]["report_weights_gb"] for name in formats)
+    headers = ["FORMAT", "WEIGHTS", "REPORT SAYS", "WITH KV", "WITH FULL KV", "FITS HERE"]
+    rows = [
+        [
+            name,
+            console.size(row["weights_bytes"]),
+            f"{row['report_weights_gb']:.1f} GB" if row["report_weights_gb"] else "-",
+            console.size(row["total_bytes"]),
+            console.size(row["total_full_kv_bytes"]),
+            {True: "yes", False: "no", None: "unknown"}[row["fits"]],
+        ]
+        for name in formats
+        for row in [facts["formats"][name]]
+    ]
+    if not with_report:
+        headers.pop(2)
+        for row in rows:
+            row.pop(2)
+    console.columns(headers, rows, right=range(1, len(headers) - 1))
+    if facts["vision_bytes"]:
+        vision = console.size(facts["vision_bytes"])
+        console.line(f"\nWEIGHTS are of the text model; its vision tower ({vision} in bf16) is not loaded.")
+    if any(name != "bf16" for name in formats):
+        console.line("This release computes in bf16 (fp32 on request); the other formats are for planning.")

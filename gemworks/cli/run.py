@@ -1,0 +1,193 @@
+"""gemworks run: ask a model once, or talk to it."""
+
+import select
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemworks.cli import answer, console
+from gemworks.cli.session import Session
+from gemworks.errors import ConfigError, RequestError
+
+_WAIT_NOTE_S = 2.0
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="tiny, gemma3:1b, org/repo, a directory, a .gguf file ...")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to ask. Without it: a conversation.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="How the model should behave.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Not in this release.")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="0 always takes the likeliest word.")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P", help="Draw from this share; 1 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(metavar="P", help="Leave out the unlikelier ones; 0 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="The longest answer, in tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; repeatable.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1: fewer repeats.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
+    context: Annotated[int | None, typer.Option(metavar="N", help="Prompt and answer together, in tokens.")] = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32.")] = "auto",
+    quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Not in this release.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Not in this release.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Times and rates, on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one object instead of text.")] = False,
+) -> None:
+    """Ask a model (a prompt, or text on stdin), or without a prompt talk to it."""
+    _refuse_what_comes_later(image, quant, adapter)
+    flags: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "stop": tuple(stop) if stop else None,
+    }
+    parameters = _checked({name: value for name, value in flags.items() if value is not None})
+    if raw and system is not None:
+        raise ConfigError("--system needs the chat template, and --raw leaves it out. Put the text into the prompt.")
+    _find(model)
+    text = read_prompt(prompt)
+    if text is None and json:
+        raise ConfigError("--json needs a prompt, as an argument or on stdin; a conversation has no single answer.")
+    options = {"dtype": dtype, "context": context, "system": system, "raw": raw, "parameters": parameters}
+    session = open_session(model, **options)
+    if text is None:
+        from gemworks.cli.repl import Repl
+
+        Repl(session, model, load=lambda name: open_session(_found(name), dtype=dtype), verbose=verbose).loop()
+        return
+    if json:
+        *_, last = session.ask(text)
+        completion = last.completion
+        console.emit_json(answer.as_json(model, completion))
+    else:
+        completion = answer.stream(session.ask(text))
+    if verbose:
+        for row in answer.timing_lines(completion.timings):
+            console.note(row)
+
+
+def open_session(
+    model: str,
+    *,
+    dtype: str = "auto",
+    context: int | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    parameters: dict[str, Any] | None = None,
+) -> Session:
+    """Load `model` with a bar on stderr and return a conversation with it."""
+    from gemworks.weights import hub
+
+    resolved = hub.resolve(model)
+    created = resolved.modelfile
+    context = context or (created.context if created else None)
+    llm = _load(model, dtype=dtype, context=context)
+    if not llm.is_chat and not raw:
+        if system is not None:
+            raise ConfigError(
+                f"--system needs a chat model, and {model} is pre-trained: it continues text.\n"
+                "Use the instruction-tuned model of the same size (its name ends in -it), or leave --system out."
+            )
+        console.note(f"{model} is pre-trained: it continues your text instead of answering it.")
+    base = created.base if created else str(resolved.path.resolve()) if Path(model).expanduser().exists() else model
+    return Session(llm, base=base, modelfile=created, parameters=parameters, system=system, raw=raw)
+
+
+def read_prompt(words: list[str] | None) -> str | None:
+    """The prompt from the arguments and stdin: both are joined by an empty line. None: there is none, so talk.
+
+    Raises RequestError where a prompt was meant and is empty.
+    """
+    text = " ".join(words) if words is not None else None
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        piped = ""
+        if text is None and not sys.stdout.isatty():
+            raise RequestError("there is no prompt. Give one as an argument or on stdin.")
+    else:
+        piped = _read_stdin(with_prompt=text is not None).rstrip("\n")
+        if text is None and not piped.strip():
+            raise RequestError("the prompt on stdin is empty. Give one as an argument, or pipe some text in.")
+    if text is not None and not text.strip() and not piped:
+        raise RequestError("the prompt is empty. Leave it out to talk to the model.")
+    return f"{text}\n\n{piped}" if text and piped else text or piped or None
+
+
+def _read_stdin(*, with_prompt: bool) -> str:
+    """All of stdin. With a prompt there already says after a while that it waits: a pipe may have been inherited."""
+    if with_prompt and sys.platform != "win32":
+        try:
+            ready, _, _ = select.select([sys.stdin], [], [], _WAIT_NOTE_S)
+        except (OSError, ValueError):  # not a real file, as under a test
+            ready = True
+        if not ready:
+            console.note(
+                "waiting for the end of stdin, which is added to the prompt (</dev/null if that is not wanted)"
+            )
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise RequestError("the text on stdin must be UTF-8, and it is not.") from error
+
+
+def _load(model: str, *, dtype: str, context: int | None):
+    from gemworks import LLM
+
+    with console.loading(f"loading {model}") as progress:
+        return LLM(model, dtype=dtype, context=context, progress=progress)
+
+
+def _found(model: str) -> str:
+    """`model`, after offering to fetch it where it is not on this machine."""
+    _find(model)
+    return model
+
+
+def _find(model: str) -> None:
+    """Make sure `model` is on this machine, or raise ConfigError; in a terminal offers to fetch it, as Ollama does."""
+    from gemworks.weights import hub, store
+
+    try:
+        hub.resolve(model)
+    except ConfigError:
+        repository = hub.repository_of(model)
+        if repository is None or store.pulled_path(repository.id).is_dir() or not console.can_ask():
+            raise
+        if not console.confirm(f"{model} is not on this machine. Fetch {repository.id} now?", default=True):
+            raise typer.Exit(1) from None
+        from gemworks.cli.pull import fetch
+
+        fetch(model)
+
+
+def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
+    """`parameters`, after their ranges were checked: before seconds go into loading."""
+    from gemworks.engine.types import SamplingParams
+
+    SamplingParams(**{name: value for name, value in parameters.items() if name != "stop"})
+    if not all(parameters.get("stop", ("-",))):
+        raise RequestError("--stop must be a text of at least one character.")
+    return parameters
+
+
+def _refuse_what_comes_later(image: list[Path] | None, quant: str | None, adapter: Path | None) -> None:
+    if image:
+        raise ConfigError("--image: this release reads no images; describe the picture in words, or wait for the next.")
+    if quant is not None:
+        raise ConfigError(
+            f"--quant {quant}: this release computes in bfloat16 and float32 only.\n"
+            "Leave it out; a quantized GGUF file loads as it is and is computed in bfloat16."
+        )
+    if adapter is not None:
+        raise ConfigError(
+            "--adapter: this release loads no adapters. Merge the adapter into its model and run the merged directory."
+        )

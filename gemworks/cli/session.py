@@ -1,0 +1,65 @@
+"""A conversation with one model: its turns so far, its system prompt, and how it samples. No terminal here."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gemworks.weights.modelfile import Modelfile
+
+
+class Session:
+    """What `run` asks and the REPL changes. A turn is kept once the model has said something.
+
+    llm: gemworks.LLM, or what has its `stream`, `is_chat`, `context` and `system`. `base` is what /save writes as FROM.
+    The session's system prompt replaces the one that `llm` would add of its own. With `raw`, or a model without a chat
+    form, every prompt is text to continue, by itself.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        *,
+        base: str,
+        modelfile: Modelfile | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        system: str | None = None,
+        raw: bool = False,
+    ):
+        self.llm, self.base = llm, base
+        self.raw = raw or not llm.is_chat
+        self.parameters: dict[str, Any] = {**(modelfile.parameters if modelfile else {}), **(parameters or {})}
+        self.system = system if system is not None else modelfile.system if modelfile else None
+        self._opening = [{"role": role, "content": text} for role, text in modelfile.messages] if modelfile else []
+        self.messages = list(self._opening)
+        llm.system = None
+
+    def ask(self, text: str) -> Iterator[Any]:
+        """Yield the answer's chunks. Closing the iterator stops the answer; what was said until then is kept."""
+        sampling = {name: value for name, value in self.parameters.items() if name != "context"}
+        turn = {"role": "user", "content": text}
+        # Errors in the request are raised here, before anything is kept.
+        chunks = self.llm.stream(text if self.raw else [*self._preface(), *self.messages, turn], **sampling)
+        return self._keep(turn, chunks)
+
+    def clear(self) -> None:
+        """Forget the turns; the system prompt and parameters stay."""
+        self.messages = list(self._opening)
+
+    def modelfile(self) -> Modelfile:
+        """The session as a created model: model, parameters and system prompt, without the turns."""
+        opening = tuple((message["role"], message["content"]) for message in self._opening)
+        return Modelfile(base=self.base, parameters=dict(self.parameters), system=self.system, messages=opening)
+
+    def _preface(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _keep(self, turn: dict[str, str], chunks: Any) -> Iterator[Any]:
+        answer, finished = "", False
+        try:
+            for chunk in chunks:
+                answer += chunk.text
+                finished = chunk.finish_reason is not None
+                yield chunk
+        finally:
+            chunks.close()
+            if not self.raw and (finished or answer):
+                self.messages += [turn, {"role": "assistant", "content": answer}]

@@ -1,0 +1,91 @@
+"""Who owns which page of the global layers' KV. Plain integers; the arrays are in the runner.
+
+A page holds `page_size` tokens of every global layer. At 131,072 tokens Gemma 3 27B needs 8,192 pages of 16.
+"""
+
+from gemworks.errors import CapacityError
+
+
+class PagePool:
+    """Hands out pages of KV slots and takes them back. No tensors, no locks; one thread.
+
+    Invariants, checked by `audit()`:
+      - a page is free, or owned by one or more sequences, never both;
+      - refs[p] is the number of owners of p;
+      - page 0 is never handed out (unused table entries point there), so free + owned == num_pages - 1.
+    """
+
+    def __init__(self, num_pages: int, page_size: int):
+        assert num_pages >= 1 and page_size >= 1
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._free = list(range(num_pages - 1, 0, -1))  # a stack: the page freed last is still in the cache
+        self._refs = [0] * num_pages
+
+    @property
+    def num_free(self) -> int:
+        """Pages that `take` can still hand out."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """Return `count` pages with one owner each, or raise CapacityError and take none."""
+        if count > len(self._free):
+            raise CapacityError(
+                f"the KV cache has {len(self._free)} free pages of {self.page_size} tokens, {count} were asked for.\n"
+                "Let a running request finish, or start with a larger context."
+            )
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._refs[page] = 1
+        return pages
+
+    def share(self, pages: list[int]) -> None:
+        """Add one owner to each page."""
+        for page in pages:
+            assert self._refs[page] > 0, f"page {page} is free and cannot be shared"
+            self._refs[page] += 1
+
+    def release(self, pages: list[int]) -> None:
+        """Take one owner from each page; those without any become free."""
+        for page in pages:
+            assert self._refs[page] > 0, f"page {page} is released twice"
+            self._refs[page] -= 1
+            if not self._refs[page]:
+                self._free.append(page)
+
+    def pages_for(self, tokens: int) -> int:
+        """Return how many pages hold `tokens` tokens."""
+        return -(-tokens // self.page_size)
+
+    def audit(self) -> None:
+        """Assert the invariants."""
+        free = set(self._free)
+        assert len(free) == len(self._free), "a page is on the free list twice"
+        assert 0 not in free and self._refs[0] == 0, "page 0 was handed out"
+        owned = {page for page, refs in enumerate(self._refs) if refs}
+        assert not free & owned and len(free) + len(owned) == self.num_pages - 1
+
+
+class RingPool:
+    """Hands out rings, one a sequence; a ring is `slots` positions of every local layer. One thread."""
+
+    def __init__(self, num_rings: int, slots: int):
+        self.num_rings = num_rings
+        self.slots = slots
+        self._free = list(range(num_rings - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        """Rings that `take` can still hand out."""
+        return len(self._free)
+
+    def take(self) -> int:
+        """Return a ring, or raise CapacityError."""
+        if not self._free:
+            raise CapacityError(f"all {self.num_rings} sequences of this engine are running; wait for one to finish.")
+        return self._free.pop()
+
+    def release(self, ring: int) -> None:
+        """Give a ring back."""
+        assert ring not in self._free, f"ring {ring} is released twice"
+        self._free.append(ring)

@@ -1,0 +1,128 @@
+"""Runs compiled steps of one model over its KV pools. It knows shapes and arrays, not requests.
+
+A step is compiled for (rows, columns): decode is one column, prefill a few fixed chunk sizes; lengths, positions and
+page tables are data. The cache is donated to every step, so it is updated in place and never copied.
+"""
+
+import time
+from collections.abc import Sequence as Seq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemworks.engine.batch import Row, blank_batch, make_batch
+from gemworks.engine.pages import PagePool, RingPool
+from gemworks.engine.sampler import RowSampler, SampleResult, choose, choose_call, read_choice, score_tokens
+from gemworks.engine.sequence import Sequence
+from gemworks.model.gemma3 import Gemma3
+from gemworks.ops.kv import new_page_kv, new_ring_kv
+
+PAGE_SIZE = 16
+
+# Columns of a prefill step. 512 is where the matrix products stop gaining on two cores; the smaller ones keep the
+# padding of a short prompt below half of its work.
+PREFILL_COLUMNS = (16, 64, 256, 512)
+
+
+class Runner:
+    """A model on its device, with the pools its sequences live in. One thread."""
+
+    def __init__(
+        self, model: Gemma3, *, context: int, num_sequences: int = 1, kv_dtype=None, page_size: int = PAGE_SIZE
+    ):
+        """`context` is the longest sequence in tokens. kv_dtype None is bf16, or fp32 for an fp32 model."""
+        self.config = model.config
+        self.context = context
+        self.table_width = -(-context // page_size)
+        spec = self.config.local_spec
+        self.window = spec.window if spec else None
+        self.pages = PagePool(num_sequences * self.table_width + 1, page_size)
+        # A text never needs more slots than it has positions.
+        self.rings = RingPool(num_sequences, min(self.window or 1, max(context, 1)))
+        self.compile_s = 0.0
+        # A model is hundreds of small Python objects: flattening them each step costs more than calling the program.
+        self._leaves, self._structure = jax.tree.flatten(model)
+        self._head = model.embed.weight if model.head is None else model.head.weight
+        if kv_dtype is None:
+            kv_dtype = jnp.float32 if model.embed.weight.dtype == jnp.float32 else jnp.bfloat16
+        heads = (self.config.num_kv_heads, self.config.head_dim, kv_dtype)
+        self._new_kv = lambda: tuple(
+            new_ring_kv(num_sequences, self.rings.slots, *heads)
+            if layer.is_local
+            else new_page_kv(self.pages.num_pages, page_size, *heads)
+            for layer in self.config.layers
+        )
+        self._kv = self._new_kv()
+        self._programs = {}
+
+    def new_sequence(self) -> Sequence:
+        """Return an empty sequence of this runner's pools."""
+        return Sequence(self.pages, self.rings, window=self.window)
+
+    def columns_for(self, tokens: int) -> int:
+        """Return the smallest compiled chunk that holds `tokens` tokens, or the largest there is."""
+        return next((c for c in (1, *PREFILL_COLUMNS) if c >= tokens), PREFILL_COLUMNS[-1])
+
+    def forward(self, rows: Seq[Row], *, every_token: bool = False) -> jax.Array:
+        """Compute and store the rows' tokens; return h_SD after the final norm.
+
+        S is one row each (its last real token), or with `every_token` R * columns with padding included.
+        """
+        columns = self.columns_for(max(len(row.ids) for row in rows))
+        for row in rows:
+            row.sequence.reserve(row.sequence.stored + len(row.ids))
+        batch = make_batch(list(rows), columns, table_width=self.table_width, config=self.config)
+        if every_token:
+            wanted_S = np.arange(len(rows) * columns, dtype=np.int32)
+        else:
+            wanted_S = np.asarray([r * columns + len(row.ids) - 1 for r, row in enumerate(rows)], np.int32)
+        step = self._step(batch, wanted_S)
+        try:
+            h_SD, self._kv = step(self._leaves, self._kv, batch, wanted_S)
+        except BaseException:
+            # The old cache was given away and the new one never arrived (Ctrl-C, out of memory): start empty.
+            self._kv = self._new_kv()
+            for row in rows:
+                row.sequence.rewind(0)
+            raise
+        for row in rows:
+            row.sequence.append(row.ids)
+        return h_SD
+
+    def choose(self, h_RD: jax.Array, samplers: list[RowSampler]) -> list[SampleResult]:
+        """Return the next token of every row, with what it asked to be told about it."""
+        call = choose_call(samplers)
+        arguments = (self._head, h_RD, call.params, call.penalties)
+        static = {"vocab": call.vocab, "short": call.short, "top": call.top}
+        program = self._compiled(("choose", len(samplers), call.key), lambda: choose.lower(*arguments, **static))
+        return read_choice(samplers, *program(*arguments))
+
+    def score(self, h_SD: jax.Array, ids_S: np.ndarray, *, vocab: int, top: int):
+        """Return (logprob_S of the ids, values_Sn, top_ids_Sn) under the hidden states before them."""
+        return score_tokens(self._head, h_SD, ids_S, vocab=vocab, top=top)
+
+    def warm_up(self, columns: Seq[int] = (1, *PREFILL_COLUMNS)) -> None:
+        """Compile the steps of one sequence ahead of time; nothing runs."""
+        for c in columns:
+            blank = blank_batch(1, c, table_width=self.table_width, config=self.config)
+            self._step(blank, np.zeros(1, np.int32))
+
+    def _step(self, batch, wanted_S):
+        """Return the program that computes a batch of these shapes: (leaves, kv, batch, wanted_S) -> (h_SD, kv)."""
+
+        def step(leaves, kv, batch, wanted_S):
+            h_TD, kv = jax.tree.unflatten(self._structure, leaves)(batch, kv)
+            return h_TD[wanted_S], kv
+
+        key = ("step", batch.ids_T.shape, batch.local_plan.start_R.shape, wanted_S.shape)
+        lower = jax.jit(step, donate_argnums=1).lower
+        return self._compiled(key, lambda: lower(self._leaves, self._kv, batch, wanted_S))
+
+    def _compiled(self, key: tuple, lower):
+        """Return the program for `key`, compiled at most once, or read from the compile cache where one is set."""
+        if key not in self._programs:
+            started = time.perf_counter()
+            self._programs[key] = lower().compile()
+            self.compile_s += time.perf_counter() - started
+        return self._programs[key]

@@ -1,0 +1,96 @@
+"""What goes into the engine and what comes out: token ids, never text. Plain Python; no jax.
+
+The offline loop (engine/engine.py) and the scheduler speak these types; text, stop strings and chat live above.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gemworks.errors import RequestError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. Order: penalties, bias, temperature, top-k, top-p, min-p, draw (as transformers).
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch a filter off. `repetition_penalty` counts prompt and
+    answer (as transformers), presence and frequency penalties count the answer only (as OpenAI). A seed fixes
+    the draws whatever else runs; None draws a fresh one. `stop_ids` end the answer and are not part of it.
+    `top_logprobs` N asks for the log-probability of each chosen token and the N likeliest ones, from the raw logits.
+    """
+
+    max_tokens: int | None = None  # None: until the context is full
+    temperature: float = 1.0
+    top_k: int = 64
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    def __post_init__(self):
+        def need(ok: bool, name: str, requirement: str) -> None:
+            if not ok:
+                raise RequestError(f"{name} must be {requirement}, got {getattr(self, name)}.")
+
+        need(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        need(0.0 <= self.temperature < float("inf"), "temperature", "0 (greedy) or more")
+        need(self.top_k >= 0, "top_k", "0 (off) or more")
+        need(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        need(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        need(0.0 < self.repetition_penalty < float("inf"), "repetition_penalty", "above 0 (1 is off)")
+        need(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
+        need(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
+        need(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
+        need(0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"between 0 and {MAX_TOP_LOGPROBS}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural log) of one token at its place, and the likeliest tokens there, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One answer token. `finish_reason` is set on the last event; a stop id ends the answer with token_id None."""
+
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Seconds and token counts of one answer; rates are derived."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0  # once a machine: the compile cache keeps the programs; in none of the other figures
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prefill_tokens: int = 0  # computed, so without the cached ones
+    decode_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def prefill_per_second(self) -> float:
+        """Prompt tokens computed a second; 0 when nothing was computed."""
+        return self.prefill_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_per_second(self) -> float:
+        """Answer tokens a second after the first one; 0 for answers of one token."""
+        return self.decode_tokens / self.decode_s if self.decode_s > 0 else 0.0

@@ -1,0 +1,48 @@
+"""The parameters: matrices, norms and the embedding table. Arrays are stored as published, [out, in].
+
+`quant`, LoRA and sharding replace these leaves from outside; nothing here knows of them.
+"""
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from gemworks import ops
+
+# T tokens, D input width, F output width, V vocabulary rows
+
+
+class Linear(eqx.Module):
+    """y_TF = x_TD @ weight_FD.T; no model of the family has a bias here."""
+
+    weight: jax.Array
+
+    def __call__(self, x_TD: jax.Array) -> jax.Array:
+        """Return y_TF in fp32."""
+        return ops.linear(x_TD, self.weight)
+
+
+class RMSNorm(eqx.Module):
+    """Root-mean-square norm with a zero-centred gain: the published weight w multiplies as 1 + w."""
+
+    scale: jax.Array
+    eps: float = eqx.field(static=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the last axis normed, in fp32."""
+        return ops.rms_norm(x, self.scale, eps=self.eps)
+
+
+class Embedding(eqx.Module):
+    """The token table, weight_VD; also the output head where the model ties them."""
+
+    weight: jax.Array
+
+    @property
+    def scale(self) -> float:
+        """sqrt(D) rounded to the table's dtype before the product, as in training. 27B in bf16: 73.5, not 73.32."""
+        return float(np.asarray(self.weight.shape[1] ** 0.5, self.weight.dtype))
+
+    def __call__(self, ids_T: jax.Array) -> jax.Array:
+        """Return x_TD = weight[ids] * scale, in fp32."""
+        return ops.embed(ids_T, self.weight, scale=self.scale)

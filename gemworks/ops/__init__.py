@@ -1,0 +1,58 @@
+"""The vocabulary of the model: what a backend must supply. Contracts here, meaning in ops/xla, choice in ops/select.
+
+Activations are fp32 arrays between ops; weights and caches keep their own dtype.
+"""
+
+import jax
+
+from gemworks.ops import select
+from gemworks.ops.kv import AttentionPlan, LayerKV
+
+# T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, V vocabulary rows, R rows
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
+    """Return x / rms(x) * (1 + scale) over the last axis (Zhang and Sennrich 2019, zero-centred gain)."""
+    return select.implementation("rms_norm")(x, scale, eps=eps)
+
+
+def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
+    """Return y_TF = x_TD @ weight_FD.T."""
+    return select.implementation("linear")(x_TD, weight_FD)
+
+
+def embed(ids_T: jax.Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
+    """Return x_TD = weight[ids] * scale."""
+    return select.implementation("embed")(ids_T, weight_VD, scale=scale)
+
+
+def rope(x_TNH: jax.Array, cos_TJ: jax.Array, sin_TJ: jax.Array) -> jax.Array:
+    """Turn the pairs (i, i + H/2) of every head (Su et al. 2021, half-split pairing)."""
+    return select.implementation("rope")(x_TNH, cos_TJ, sin_TJ)
+
+
+def geglu(gate_TF: jax.Array, up_TF: jax.Array) -> jax.Array:
+    """Return gelu_tanh(gate) * up (Shazeer 2020)."""
+    return select.implementation("geglu")(gate_TF, up_TF)
+
+
+def attention(
+    q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, plan: AttentionPlan, kv: LayerKV | None, *, scale: float
+) -> tuple[jax.Array, LayerKV | None]:
+    """Attend by the plan and store the chunk; return (out_TNH, kv). q and k are normed and turned already."""
+    return select.implementation("attention")(q_TNH, k_TKH, v_TKH, plan, kv, scale=scale)
+
+
+def penalize(logits_RV: jax.Array, penalties) -> jax.Array:
+    """Return logits after penalties and bias."""
+    return select.implementation("penalize")(logits_RV, penalties)
+
+
+def sample(logits_RV: jax.Array, params, *, short: bool) -> jax.Array:
+    """Return one drawn id a row; `short` promises 0 < top_k <= 128 wherever a row draws."""
+    return select.implementation("sample")(logits_RV, params, short=short)
+
+
+def top_logprobs(logits_RV: jax.Array, chosen_R: jax.Array, *, top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (logprob_R of the chosen, values_Rn and ids_Rn of the likeliest n = max(top, 1))."""
+    return select.implementation("top_logprobs")(logits_RV, chosen_R, top=top)

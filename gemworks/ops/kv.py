@@ -1,0 +1,83 @@
+"""Where keys and values live, and the per-step plans that say which of them a batch writes and reads.
+
+A step computes T = R * C tokens: R rows (sequences) of a chunk of C tokens each; token t is column t % C of row
+t // C. Of a row's C columns the first `count` are real; the rest are padding that is computed and thrown away.
+Everything that changes from step to step is data in the plan (start, count, ring, table); only R and C are shapes.
+
+    local layers    RingKV + RingPlan    slot of position p is p % slots; the last `slots` positions survive
+    global layers   PageKV + PagePlan    position p is slot p % B of page table[p // B]
+    no cache        FullPlan             training and scoring: the chunk is the whole text
+
+Page 0 is never owned by a sequence (engine/pages.py): unused table entries are 0 and their slots are masked.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+# R rows, C columns a row, T = R * C tokens, S rings, W slots a ring, P pages, B slots a page, K kv heads, H head width
+
+
+class RingKV(eqx.Module):
+    """Keys (after norm and RoPE) and values of one local layer: k_SWKH and v_SWKH, [rings, slots, K, H]."""
+
+    k_SWKH: jax.Array
+    v_SWKH: jax.Array
+
+    @property
+    def slots(self) -> int:
+        """Positions a ring remembers: the window, or more where speculation wants spare ones."""
+        return self.k_SWKH.shape[1]
+
+
+class PageKV(eqx.Module):
+    """Keys (after norm and RoPE) and values of one global layer: k_PBKH and v_PBKH, [pages, page size, K, H]."""
+
+    k_PBKH: jax.Array
+    v_PBKH: jax.Array
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.k_PBKH.shape[1]
+
+
+class RingPlan(eqx.Module):
+    """A step's plan for every local layer. start: tokens stored before this chunk; count: real columns; int32 all."""
+
+    start_R: jax.Array
+    count_R: jax.Array
+    ring_R: jax.Array
+    window: int = eqx.field(static=True)
+
+
+class PagePlan(eqx.Module):
+    """A step's plan for every global layer. table_RM: page of tokens [m * B, (m + 1) * B) of each row; int32 all."""
+
+    start_R: jax.Array
+    count_R: jax.Array
+    table_RM: jax.Array
+
+
+class FullPlan(eqx.Module):
+    """No cache: t sees s of its segment where 0 <= position[t] - position[s] < window (None: at any distance)."""
+
+    position_T: jax.Array
+    segment_T: jax.Array
+    window: int | None = eqx.field(static=True)
+
+
+LayerKV = RingKV | PageKV
+AttentionPlan = RingPlan | PagePlan | FullPlan
+
+
+def new_ring_kv(rings: int, slots: int, num_kv_heads: int, head_dim: int, dtype) -> RingKV:
+    """Return an empty pool of rings. k and v are separate buffers, so that both can be donated."""
+    shape = (rings, slots, num_kv_heads, head_dim)
+    return RingKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def new_page_kv(pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype) -> PageKV:
+    """Return an empty pool of `pages` pages of `page_size` tokens, page 0 included."""
+    shape = (pages, page_size, num_kv_heads, head_dim)
+    return PageKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -1,0 +1,105 @@
+"""Plain texts without turns: short stories from a small grammar, and lists. For continuation, and for `tell me a story`.
+
+A story keeps its people, things and places to the end, so that there is something to remember.
+"""
+
+import random
+
+from recipes.tiny_standin.facts import ANIMALS, CAPITALS, COLOURS, DAYS, MONTHS, NAMES, OPPOSITES
+from recipes.tiny_standin.phrasing import Exchange, Phrasing
+
+_ADJECTIVES = "small old brave happy clever lazy kind hungry quiet funny".split()
+_PLACES = "forest garden village river castle hill farm town park beach".split()
+_THINGS = "ball kite book key ring cake flower map lamp drum".split()
+_PAINT = "red blue green yellow white black".split()
+
+_ASK = Phrasing(
+    known=(
+        "Tell me a story about a {hero}.",
+        "Tell a story about a {hero}.",
+        "Tell me a short story about a {hero}.",
+        "Write a story about a {hero}.",
+        "Write a short story about a {hero}.",
+        "A story about a {hero}, please.",
+        "Can you tell me a story about a {hero}?",
+        "I want a story about a {hero}.",
+    ),
+    held=("Please tell me a story about a {hero}.",),
+)
+_ASK_ANY = Phrasing(
+    known=("Tell me a story.", "Tell a story.", "Tell me a short story.", "Write a story.", "A story, please.", "Story"),
+    held=("Please tell me a story.",),
+)
+
+
+def story(rng: random.Random, hero: str | None = None) -> str:
+    """A story of eight sentences, about 90 tokens. `hero` is an animal; a name of its own is given to it."""
+    hero = hero or rng.choice(ANIMALS)
+    name, friend = rng.sample(NAMES, 2)
+    place, other_place = rng.sample(_PLACES, 2)
+    thing = f"{rng.choice(_PAINT)} {rng.choice(_THINGS)}"
+    other = rng.choice([animal for animal in ANIMALS if animal != hero])
+    lines = [
+        rng.choice(("Once upon a time there was a", "Long ago there was a", "There once was a"))
+        + f" {rng.choice(_ADJECTIVES)} {hero} called {name}.",
+        f"{name} lived near the {place} with a {other} called {friend}.",
+        rng.choice((f"One day {name} found a {thing} in the {other_place}.", f"One day {name} lost a {thing} in the {other_place}.")),
+    ]
+    if "found" in lines[-1]:
+        lines += [
+            f'"Look, a {thing}!" said {name}.',
+            f'"How nice!" said {friend}.',
+            f"{name} and {friend} played with the {thing} until the sun went down.",
+        ]
+    else:
+        lines += [
+            f'"Where is my {thing}?" said {name}.',
+            f'"I will help you," said {friend}.',
+            f"{friend} looked everywhere and found the {thing}.",
+        ]
+    lines += [
+        rng.choice((f"{name} was very happy.", f"Then they went home to the {place}.", f"{friend} was very happy.")),
+        "The end.",
+    ]
+    return " ".join(lines)
+
+
+def listing(rng: random.Random) -> str:
+    """Days, months, numbers, the alphabet, or some facts in a row."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return ", ".join(_from_anywhere(rng, DAYS)) + "."
+    if kind == 1:
+        return ", ".join(_from_anywhere(rng, MONTHS)) + "."
+    if kind == 2:
+        first = rng.randrange(0, 70)
+        return ", ".join(map(str, range(first, first + rng.randint(5, 30)))) + "."
+    if kind == 3:
+        return " ".join("abcdefghijklmnopqrstuvwxyz")
+    if kind == 4:
+        places = rng.sample(list(CAPITALS), rng.randint(1, 6))
+        return " ".join(f"The capital of {place} is {CAPITALS[place]}." for place in places)
+    return " ".join(
+        [f"The opposite of {word} is {OPPOSITES[word]}." for word in rng.sample(list(OPPOSITES), rng.randint(1, 3))]
+        + [f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}." for thing in rng.sample(list(COLOURS), rng.randint(1, 3))]
+    )
+
+
+def plain_text(rng: random.Random) -> str:
+    """A text for continuation: one or two stories, or a list."""
+    if rng.random() < 0.35:
+        return listing(rng)
+    return "\n\n".join(story(rng) for _ in range(rng.choice((1, 1, 2))))
+
+
+def tell(rng: random.Random, held: bool = False) -> Exchange:
+    """A story that is asked for. Many answers are right, so it is not scored by exact match."""
+    hero = rng.choice(ANIMALS)
+    if rng.random() < 0.3:
+        return Exchange("story", _ASK_ANY.ask(rng, held=held), story(rng, hero))
+    return Exchange("story", _ASK.ask(rng, held=held, hero=hero), story(rng, hero))
+
+
+def _from_anywhere(rng: random.Random, ring: tuple[str, ...]) -> list[str]:
+    start = rng.choice((0, rng.randrange(len(ring))))
+    return [ring[(start + i) % len(ring)] for i in range(len(ring))]

@@ -1,0 +1,51 @@
+"""What every test gets: a home of its own, repeatable hypothesis runs, and the optional data beside the repository."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_HOMES = pytest.StashKey[tuple[pytest.MonkeyPatch, str]]()
+
+# No deadline: the machine may be shared. Derandomized: the same commit gives the same answer; look for new cases with
+# `pytest --hypothesis-profile=default`.
+hypothesis.settings.register_profile("gemworks", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gemworks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point what Gemworks and the hub's client write to at a temporary directory, before anything is imported."""
+    home = tempfile.mkdtemp(prefix="gemworks-tests-")
+    patch = pytest.MonkeyPatch()
+    for name, folder in {"GEMWORKS_HOME": "models", "GEMWORKS_CACHE": "cache", "HF_HOME": "hub"}.items():
+        patch.setenv(name, str(Path(home, folder)))
+    for name in ("GEMWORKS_BACKEND", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
+        patch.delenv(name, raising=False)
+    patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    config.stash[_HOMES] = (patch, home)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Undo `pytest_configure`."""
+    if _HOMES in config.stash:
+        patch, home = config.stash[_HOMES]
+        patch.undo()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Optional data beside the repository (the official tokenizer, a corpus); skips where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return folder

@@ -1,0 +1,68 @@
+"""Small random Gemma 3 models of transformers, saved as directories, and a vocabulary that llama.cpp accepts."""
+
+import pytest
+
+from gemworks.weights.checkpoint import Vocabulary
+
+# 8 control tokens, 256 bytes, letters. llama.cpp wants byte tokens and a newline; the rest of 512 rows is padding.
+_CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>"]
+_PIECES = [*_CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    scores = [0.0] * len(_PIECES)
+    types = [3] * len(_CONTROL) + [6] * 256 + [1] * (len(_PIECES) - 264)
+    types[3] = 2
+    return Vocabulary(_PIECES, scores, types)
+
+
+# Shape families of the released sizes, scaled down. Rows are multiples of 256, as K-quants need.
+SHAPES = {
+    "1b": {"num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1},
+    "4b": {"num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "factor": 8.0},
+    # 62 layers make llama.cpp derive the scale from the width: 256 // 2, while the head has 256.
+    "27b": {
+        "num_hidden_layers": 62,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 128,
+        "factor": 8.0,
+    },
+}
+
+
+@pytest.fixture
+def random_gemma(tmp_path):
+    """random_gemma(shape, seed=0): (transformers model in float32, directory it was saved to)."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    def random_gemma(shape: str, seed: int = 0):
+        fields = dict(SHAPES[shape])
+        factor = fields.pop("factor", None)
+        rope = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
+        config = Gemma3TextConfig(
+            vocab_size=512,
+            hidden_size=256,
+            intermediate_size=512,
+            head_dim=256,
+            sliding_window=16,
+            max_position_embeddings=512,
+            rope_parameters={
+                "full_attention": {**rope, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+            **{"query_pre_attn_scalar": 256, **fields},
+        )
+        torch.manual_seed(seed)
+        model = Gemma3ForCausalLM(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Wide enough that logits differ by units, and norms that are not all alike.
+                parameter.normal_(0, 0.3 if name.endswith("norm.weight") else 0.05)
+        directory = tmp_path / f"{shape}-{seed}"
+        model.save_pretrained(directory)
+        return model, directory
+
+    return random_gemma

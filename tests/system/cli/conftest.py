@@ -1,0 +1,283 @@
+"""A hub on this machine, a small chat model, and a terminal to type into."""
+
+import hashlib
+import http.server
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+
+@dataclass
+class Repo:
+    """One repository of the double. `gated`: its files need the token "good"."""
+
+    files: dict[str, bytes]
+    commit: str = "c" * 40
+    gated: bool = False
+
+
+@dataclass
+class HubDouble:
+    """What the tests set and look at. Speaks model info and file downloads, with redirects and ranges like the hub."""
+
+    repos: dict[str, Repo] = field(default_factory=dict)
+    url: str = ""
+    bytes_per_second: float = 0.0  # 0: as fast as it goes
+    break_after: int = 0  # bytes after which the next answers break off, once each
+    breaks: int = 0  # how many answers still break
+    knows_ranges: bool = True
+    status: int = 0  # answer everything with this
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
+    spoil: bytes = b""  # replaces the first bytes of large files
+
+    def add(self, name: str, files: dict[str, bytes], **more) -> Repo:
+        self.repos[name] = Repo(files, **more)
+        return self.repos[name]
+
+    def sent_ranges(self, name: str) -> list[str]:
+        return [sent for _, path, sent in self.requests if path.startswith("/cdn/") and path.endswith(name)]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubDouble
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        hub, path = self.hub, unquote(self.path.partition("?")[0])
+        hub.requests.append((self.command, path, self.headers.get("Range", "")))
+        if hub.status:
+            return self._refuse(hub.status, "", "in trouble")
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
+            return self._info(match[1])
+        if match := re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(match[2], match[4], is_cdn=bool(match[1]))
+        return self._refuse(404, "", "no such page")
+
+    def _info(self, name):
+        repo = self.hub.repos.get(name)
+        if repo is None:  # the hub does not tell missing from private
+            return self._refuse(401, "RepoNotFound", "Repository not found")
+        siblings = []
+        for file, content in repo.files.items():
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            row = {"rfilename": file, "size": len(content), "blobId": blob}
+            if _is_large(file):
+                sha256 = hashlib.sha256(content).hexdigest()
+                row["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            siblings.append(row)
+        gated = "manual" if repo.gated else False
+        body = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "gated": gated, "private": False}
+        return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name, file, *, is_cdn):
+        repo = self.hub.repos.get(name)
+        if repo is None or file not in repo.files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        if repo.gated and self.headers.get("Authorization") != "Bearer good":
+            status = 403 if self.headers.get("Authorization") else 401
+            return self._refuse(status, "GatedRepo", f"Access to model {name} is restricted")
+        if _is_large(file) and not is_cdn:
+            return self._send(302, b"", {"Location": f"{self.hub.url}/cdn{self.path}", "X-Repo-Commit": repo.commit})
+        return self._content(repo.files[file], _is_large(file))
+
+    def _content(self, content, is_large):
+        if is_large and self.hub.spoil:
+            content = self.hub.spoil + content[len(self.hub.spoil) :]
+        headers, status, start = {"Accept-Ranges": "bytes", "ETag": '"x"'}, 200, 0
+        if (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))) and self.hub.knows_ranges:
+            start, status = int(match[1]), 206
+            if start >= len(content):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(status, content[start:], headers, slow=is_large)
+
+    def _send(self, status, body, headers, *, slow=False):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        hub, sent = self.hub, 0
+        breaks = slow and hub.breaks > 0
+        if breaks:
+            hub.breaks -= 1
+        while sent < len(body):
+            block = body[sent : sent + 65_536]
+            if breaks and sent >= hub.break_after:
+                self.close_connection = True
+                return
+            try:
+                self.wfile.write(block)
+            except OSError:  # the client was killed
+                self.close_connection = True
+                return
+            sent += len(block)
+            if slow and hub.bytes_per_second:
+                time.sleep(len(block) / hub.bytes_per_second)
+
+    def _refuse(self, status, code, message):
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": message} if code else {})
+
+
+def _is_large(file: str) -> bool:
+    return file.endswith((".safetensors", ".gguf"))
+
+
+@pytest.fixture
+def hub():
+    double = HubDouble()
+    handler = type("Handler", (_Handler,), {"hub": double})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    double.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield double
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environment(home, repo_root):
+    """Variables of a process that has nothing of this machine's user, and finds Gemworks without an install."""
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "GEMWORKS_"))}
+    folders = {"GEMWORKS_HOME": home, "HF_HOME": home / "hf", "GEMWORKS_CACHE": home / "cache", "PYTHONPATH": repo_root}
+    return keep | {name: str(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def gemworks(environment):
+    """gemworks("list", "--json", input=...) -> CompletedProcess."""
+
+    def run(*arguments, input="", timeout=120, **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "gemworks", *map(str, arguments)],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment | variables,
+        )
+
+    return run
+
+
+class Terminal:
+    """A process in a terminal of its own. `expect` waits for a text on the screen; what came before is forgotten."""
+
+    def __init__(self, command, env, *, columns=100):
+        self.seen = ""
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.execve(command[0], command, env | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"})
+
+    def expect(self, text: str, timeout: float = 30.0) -> str:
+        """Wait for `text`; returns what was on the screen up to and with it, without escape sequences."""
+        end = time.monotonic() + timeout
+        while text not in self._plain():
+            if time.monotonic() > end:
+                raise AssertionError(f"{text!r} did not come within {timeout} s; the screen has:\n{self._plain()}")
+            if select.select([self.screen], [], [], 0.05)[0]:
+                try:
+                    data = os.read(self.screen, 65_536)
+                except OSError:  # the other end is closed
+                    data = b""
+                if not data:
+                    assert text in self._plain(), f"ended before {text!r} came; the screen has:\n{self._plain()}"
+                    break
+                self.seen += data.decode(errors="replace")
+        before, found, after = self._plain().partition(text)
+        self.seen = after
+        return before + found
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def enter(self, text: str) -> None:
+        self.type(text + "\r")
+
+    def interrupt(self) -> None:
+        self.type("\x03")
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """The exit code, once the process has ended."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if select.select([self.screen], [], [], 0.05)[0]:
+                try:
+                    self.seen += os.read(self.screen, 65_536).decode(errors="replace")
+                except OSError:
+                    pass
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+        raise AssertionError(f"still running after {timeout} s; the screen has:\n{self._plain()}")
+
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.screen)
+
+    def _plain(self) -> str:
+        text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>]|\x01|\x02|\x07", "", self.seen)
+        return text.replace("\r", "")
+
+
+@pytest.fixture
+def terminal(environment):
+    """terminal("run", "tiny") -> Terminal, killed at the end of the test. python=FILE runs a script instead."""
+    opened = []
+
+    def start(*arguments, python=None, **variables):
+        program = [str(python)] if python else ["-m", "gemworks"]
+        opened.append(Terminal([sys.executable, *program, *map(str, arguments)], environment | variables))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def wait_for():
+    def wait(condition, timeout=20.0):
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, "did not happen in time"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def scripted_repl():
+    """A program that opens the REPL with a model that says what the test can foresee."""
+    return Path(__file__).with_name("scripted_repl.py")
