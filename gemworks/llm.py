@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemworks.engine.types import FinishReason, SamplingParams, Timings, TokenLogprob
 from gemworks.errors import CheckpointError, ConfigError, RequestError
@@ -118,7 +118,7 @@ class LLM:
 
         sampling: fields of SamplingParams, and stop (a string or several). What is not given comes from the model.
         """
-        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], str) and not isinstance(prompt, str):
+        if _is_list_of_texts(prompt):
             return [self.generate(text, **sampling) for text in prompt]
         return _last(self._stream_ids(self._prompt_ids(prompt), **sampling))
 
@@ -147,7 +147,7 @@ class LLM:
 
         A list of texts gives a list.
         """
-        if isinstance(text, Sequence) and text and isinstance(text[0], str) and not isinstance(text, str):
+        if _is_list_of_texts(text):
             return [self.logprobs(one, top=top) for one in text]
         ids = self._prompt_ids(text)
         return PromptLogprobs(ids, self._engine.score(ids, top=SamplingParams(top_logprobs=top).top_logprobs))
@@ -168,7 +168,8 @@ class LLM:
         ends = {*own.eos_ids, *params.get("stop_ids", ())}
         if self.is_chat and self.tokenizer.end_of_turn_id is not None:
             ends.add(self.tokenizer.end_of_turn_id)
-        return SamplingParams(**params | {"stop_ids": tuple(sorted(ends))})
+        params["stop_ids"] = tuple(sorted(ends))
+        return SamplingParams(**params)
 
     def _prompt_ids(self, prompt: str | Sequence) -> list[int]:
         if isinstance(prompt, str):
@@ -189,10 +190,10 @@ class LLM:
 
     def _stream_ids(self, ids: list[int], *, stop: str | Sequence[str] | None = None, **overrides) -> Iterator[Chunk]:
         params = self.sampling(**overrides)
-        stop = self._defaults.get("stop", ()) if stop is None else stop
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        wanted: str | Sequence[str] = self._defaults.get("stop", ()) if stop is None else stop
+        stops = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         if not all(isinstance(s, str) and s for s in stops):
-            raise RequestError(f"stop must be texts of at least one character, got {stop!r}.")
+            raise RequestError(f"stop must be texts of at least one character, got {wanted!r}.")
         return self._chunks(ids, params, stops, self._engine.generate(ids, params))
 
     def _chunks(self, ids: list[int], params: SamplingParams, stops: tuple[str, ...], events) -> Iterator[Chunk]:
@@ -227,6 +228,10 @@ class LLM:
             if reason:
                 events.close()
                 return
+
+
+def _is_list_of_texts(prompt: str | Sequence) -> TypeGuard[Sequence[str]]:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], str)
 
 
 def _last(chunks: Iterator[Chunk]) -> Completion:
@@ -266,15 +271,9 @@ def _load_tokenizer(checkpoint) -> Tokenizer:
 
 def _check_tokenizer(tokenizer: Tokenizer, checkpoint) -> None:
     """Refuse the tokenizer of another model: every id it gives must mean what the model learned."""
-    rows, size = checkpoint.config.vocab_size, tokenizer.size
-    # The released files: 262,145 pieces (with the image placeholder) for 262,144 rows, 262,145 for 262,208.
-    if not -1 <= rows - size <= 64:
-        raise CheckpointError(
-            f"{checkpoint.path}: the tokenizer has {size:,} pieces and the model {rows:,} embedding rows.\n"
-            "They are of different models; put the tokenizer.json of this model beside its weights."
-        )
+    tokenizer.require_rows(checkpoint.config.vocab_size, str(checkpoint.path))
     bos, expected = tokenizer.bos_id, checkpoint.generation.bos_id
-    if bos is not None and bos != expected:
+    if bos != expected:
         raise CheckpointError(
             f"{checkpoint.path}: <bos> is {bos} in the tokenizer and {expected} in the model's config.\n"
             "They are of different models; put the tokenizer.json of this model beside its weights."

@@ -60,8 +60,7 @@ class _Interrupts:
         for chunk in chunks:
             self._begun = True
             yield chunk
-            if self.asked:
-                return
+            pass
 
     def _on_interrupt(self, *_signal: object) -> None:
         if self.asked or not self._begun:

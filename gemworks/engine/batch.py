@@ -21,28 +21,24 @@ class Row:
     ids: list[int]
 
 
-def make_batch(rows: Seq[Row], columns: int, *, table_width: int, config: TextConfig) -> Batch:
-    """Return the step of `rows`, each padded to `columns` tokens. Arrays are numpy int32."""
-    batch = blank_batch(len(rows), columns, table_width=table_width, config=config)
-    ids_RC = batch.ids_T.reshape(len(rows), columns)
+def make_batch(rows: Seq[Row | None], columns: int, *, table_width: int, config: TextConfig) -> Batch:
+    """Return the step of `rows`, each padded to `columns` tokens. Arrays are numpy int32. None is an idle row."""
+    R = len(rows)
+    ids_RC = np.zeros((R, columns), np.int32)
+    start_R, count_R, ring_R = (np.zeros(R, np.int32) for _ in range(3))
+    table_RM = np.zeros((R, table_width), np.int32)
     for r, row in enumerate(rows):
+        if row is None:
+            continue
         assert 0 < len(row.ids) <= columns
         ids_RC[r, : len(row.ids)] = row.ids
-        batch.local_plan.start_R[r] = row.sequence.stored
-        batch.local_plan.count_R[r] = len(row.ids)
-        batch.local_plan.ring_R[r] = row.sequence.ring
-        batch.global_plan.table_RM[r, : len(row.sequence.table)] = row.sequence.table
-    batch.position_T[:] = (batch.local_plan.start_R[:, None] + np.arange(columns, dtype=np.int32)).reshape(-1)
-    return batch
-
-
-def blank_batch(rows: int, columns: int, *, table_width: int, config: TextConfig) -> Batch:
-    """Return a batch of `rows` empty rows: the shapes of a step, for compiling it."""
+        start_R[r], count_R[r], ring_R[r] = row.sequence.stored, len(row.ids), row.sequence.ring
+        table_RM[r, : len(row.sequence.table)] = row.sequence.table
+    position_RC = start_R[:, None] + np.arange(columns, dtype=np.int32)
     window = config.local_spec.window if config.local_spec else None
-    start_R, count_R, ring_R = (np.zeros(rows, np.int32) for _ in range(3))
     return Batch(
-        np.zeros(rows * columns, np.int32),
-        np.zeros(rows * columns, np.int32),
+        ids_RC.reshape(-1),
+        position_RC.reshape(-1),
         RingPlan(start_R, count_R, ring_R, window or 0),
-        PagePlan(start_R, count_R, np.zeros((rows, table_width), np.int32)),
+        PagePlan(start_R, count_R, table_RM),
     )

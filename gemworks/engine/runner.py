@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemworks.engine.batch import Row, blank_batch, make_batch
+from gemworks.engine.batch import Row, make_batch
 from gemworks.engine.pages import PagePool, RingPool
 from gemworks.engine.sampler import RowSampler, SampleResult, choose, choose_call, read_choice, score_tokens
 from gemworks.engine.sequence import Sequence
-from gemworks.model.gemma3 import Gemma3
+from gemworks.model.gemma3 import Batch, Gemma3
 from gemworks.ops.kv import new_page_kv, new_ring_kv
 
 PAGE_SIZE = 16
@@ -77,7 +77,7 @@ class Runner:
             wanted_S = np.arange(len(rows) * columns, dtype=np.int32)
         else:
             wanted_S = np.asarray([r * columns + len(row.ids) - 1 for r, row in enumerate(rows)], np.int32)
-        step = self._step(batch, wanted_S)
+        step = self._step(batch, len(rows), wanted_S)
         try:
             h_SD, self._kv = step(self._leaves, self._kv, batch, wanted_S)
         except BaseException:
@@ -105,17 +105,17 @@ class Runner:
     def warm_up(self, columns: Seq[int] = (1, *PREFILL_COLUMNS)) -> None:
         """Compile the steps of one sequence ahead of time; nothing runs."""
         for c in columns:
-            blank = blank_batch(1, c, table_width=self.table_width, config=self.config)
-            self._step(blank, np.zeros(1, np.int32))
+            idle = make_batch([None], c, table_width=self.table_width, config=self.config)
+            self._step(idle, 1, np.zeros(1, np.int32))
 
-    def _step(self, batch, wanted_S):
+    def _step(self, batch: Batch, num_rows: int, wanted_S: np.ndarray):
         """Return the program that computes a batch of these shapes: (leaves, kv, batch, wanted_S) -> (h_SD, kv)."""
 
         def step(leaves, kv, batch, wanted_S):
             h_TD, kv = jax.tree.unflatten(self._structure, leaves)(batch, kv)
             return h_TD[wanted_S], kv
 
-        key = ("step", batch.ids_T.shape, batch.local_plan.start_R.shape, wanted_S.shape)
+        key = ("step", batch.ids_T.shape, num_rows, wanted_S.shape)
         lower = jax.jit(step, donate_argnums=1).lower
         return self._compiled(key, lambda: lower(self._leaves, self._kv, batch, wanted_S))
 

@@ -23,7 +23,7 @@ from gemworks.model.attention import Attention
 from gemworks.model.config import LayerSpec, TextConfig
 from gemworks.model.layers import Embedding, Linear, RMSNorm
 from gemworks.model.rope import rope_tables
-from gemworks.ops.kv import AttentionPlan, FullPlan, LayerKV
+from gemworks.ops.kv import Array, AttentionPlan, FullPlan, LayerKV
 
 # T packed tokens, D model width, F feed-forward width, V vocabulary rows, S rows whose logits are wanted
 
@@ -31,8 +31,8 @@ from gemworks.ops.kv import AttentionPlan, FullPlan, LayerKV
 class Batch(eqx.Module):
     """What one step computes: T tokens, their positions, and one attention plan for each kind of layer."""
 
-    ids_T: jax.Array
-    position_T: jax.Array
+    ids_T: Array
+    position_T: Array
     local_plan: AttentionPlan
     global_plan: AttentionPlan
 
@@ -88,7 +88,8 @@ class Gemma3(eqx.Module):
                 kinds[spec] = rope_tables(batch.position_T, self.config.head_dim, spec), plan
         new_kv = []
         for i, layer in enumerate(self.layers):
-            x_TD, layer_kv = layer(x_TD, *kinds[layer.spec], None if kv is None else kv[i])
+            rope, plan = kinds[layer.spec]
+            x_TD, layer_kv = layer(x_TD, rope, plan, None if kv is None else kv[i])
             new_kv.append(layer_kv)
         return self.final_norm(x_TD), tuple(new_kv)
 
@@ -97,7 +98,7 @@ class Gemma3(eqx.Module):
         return ops.linear(h_SD, self.embed.weight if self.head is None else self.head.weight)
 
 
-def full_batch(ids_T: jax.Array, config: TextConfig, segment_T: jax.Array | None = None) -> Batch:
+def full_batch(ids_T: Array, config: TextConfig, segment_T: Array | None = None) -> Batch:
     """Return a batch without a cache: whole texts, packed by segment id; positions restart in each (one text: None)."""
     T = ids_T.shape[0]
     if segment_T is None:

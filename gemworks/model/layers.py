@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gemworks import ops
+from gemworks.ops.kv import Array
 
 # T tokens, D input width, F output width, V vocabulary rows
 
@@ -43,6 +44,6 @@ class Embedding(eqx.Module):
         """sqrt(D) rounded to the table's dtype before the product, as in training. 27B in bf16: 73.5, not 73.32."""
         return float(np.asarray(self.weight.shape[1] ** 0.5, self.weight.dtype))
 
-    def __call__(self, ids_T: jax.Array) -> jax.Array:
+    def __call__(self, ids_T: Array) -> jax.Array:
         """Return x_TD = weight[ids] * scale, in fp32."""
         return ops.embed(ids_T, self.weight, scale=self.scale)

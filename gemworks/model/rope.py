@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemworks.model.config import LayerSpec
+from gemworks.ops.kv import Array
 
 
 def rope_frequencies(head_dim: int, *, base: float, scale: float = 1.0) -> np.ndarray:
@@ -19,8 +20,8 @@ def rope_frequencies(head_dim: int, *, base: float, scale: float = 1.0) -> np.nd
     return np.float32(1.0) / power_J / np.float32(scale)
 
 
-def rope_tables(position_T: jax.Array, head_dim: int, spec: LayerSpec) -> tuple[jax.Array, jax.Array]:
+def rope_tables(position_T: Array, head_dim: int, spec: LayerSpec) -> tuple[jax.Array, jax.Array]:
     """Return (cos_TJ, sin_TJ) in fp32 for the positions of a step."""
     frequencies_J = rope_frequencies(head_dim, base=spec.rope_base, scale=spec.rope_scale)
-    angles_TJ = position_T.astype(jnp.float32)[:, None] * frequencies_J
+    angles_TJ = jnp.asarray(position_T, jnp.float32)[:, None] * frequencies_J
     return jnp.cos(angles_TJ), jnp.sin(angles_TJ)

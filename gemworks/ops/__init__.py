@@ -6,7 +6,7 @@ Activations are fp32 arrays between ops; weights and caches keep their own dtype
 import jax
 
 from gemworks.ops import select
-from gemworks.ops.kv import AttentionPlan, LayerKV
+from gemworks.ops.kv import Array, AttentionPlan, LayerKV
 
 # T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, V vocabulary rows, R rows
 
@@ -21,7 +21,7 @@ def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
     return select.implementation("linear")(x_TD, weight_FD)
 
 
-def embed(ids_T: jax.Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
+def embed(ids_T: Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
     """Return x_TD = weight[ids] * scale."""
     return select.implementation("embed")(ids_T, weight_VD, scale=scale)
 

@@ -14,6 +14,10 @@ Page 0 is never owned by a sequence (engine/pages.py): unused table entries are 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# A plan is made of numpy arrays by the host and becomes jax arrays inside the compiled step.
+Array = jax.Array | np.ndarray
 
 # R rows, C columns a row, T = R * C tokens, S rings, W slots a ring, P pages, B slots a page, K kv heads, H head width
 
@@ -45,25 +49,25 @@ class PageKV(eqx.Module):
 class RingPlan(eqx.Module):
     """A step's plan for every local layer. start: tokens stored before this chunk; count: real columns; int32 all."""
 
-    start_R: jax.Array
-    count_R: jax.Array
-    ring_R: jax.Array
+    start_R: Array
+    count_R: Array
+    ring_R: Array
     window: int = eqx.field(static=True)
 
 
 class PagePlan(eqx.Module):
     """A step's plan for every global layer. table_RM: page of tokens [m * B, (m + 1) * B) of each row; int32 all."""
 
-    start_R: jax.Array
-    count_R: jax.Array
-    table_RM: jax.Array
+    start_R: Array
+    count_R: Array
+    table_RM: Array
 
 
 class FullPlan(eqx.Module):
     """No cache: t sees s of its segment where 0 <= position[t] - position[s] < window (None: at any distance)."""
 
-    position_T: jax.Array
-    segment_T: jax.Array
+    position_T: Array
+    segment_T: Array
     window: int | None = eqx.field(static=True)
 
 

@@ -1,7 +1,8 @@
 """What a sampling op is given: per-row numbers, as arrays, so that one program serves every request."""
 
 import equinox as eqx
-import jax
+
+from gemworks.ops.kv import Array
 
 # R rows, V vocabulary rows
 
@@ -12,20 +13,20 @@ SHORT_LIST = 128
 class SampleParams(eqx.Module):
     """Per-row numbers; fp32 but top_k (0: off), seed (two uint32 words) and index (answer tokens so far), int32."""
 
-    temperature_R: jax.Array  # 0: greedy
-    top_k_R: jax.Array
-    top_p_R: jax.Array
-    min_p_R: jax.Array
-    seed_R2: jax.Array
-    index_R: jax.Array
+    temperature_R: Array  # 0: greedy
+    top_k_R: Array
+    top_p_R: Array
+    min_p_R: Array
+    seed_R2: Array
+    index_R: Array
 
 
 class Penalties(eqx.Module):
     """What the penalties count, per row. seen: in prompt or answer; count: times in the answer; bias: added last."""
 
-    repetition_R: jax.Array
-    presence_R: jax.Array
-    frequency_R: jax.Array
-    seen_RV: jax.Array  # bool
-    count_RV: jax.Array  # int32
-    bias_RV: jax.Array  # fp32
+    repetition_R: Array
+    presence_R: Array
+    frequency_R: Array
+    seen_RV: Array  # bool
+    count_RV: Array  # int32
+    bias_RV: Array  # fp32

@@ -3,7 +3,7 @@
 The engine is Hugging Face's `tokenizers` (Rust) for all three sources. For the latter two the merges are derived from
 the scores, so ids agree by construction. Official vocabulary (262,144 pieces), two shared cores of an EPYC, 2026-11:
 
-    tokenizer.json     1.0 s   (0.85 of it the Rust parser on 33 MB; Python never parses the file)
+    tokenizer.json     1.1 s   (0.9 the Rust parser on 33 MB, names 0.1; Python never parses the file)
     GGUF vocabulary    1.5 s   (checks 0.1, merges 0.7, engine 0.45, names 0.1)
     tokenizer.model    1.9 s   (the same after 0.3 for the protobuf)
 
@@ -11,7 +11,7 @@ The sentencepiece library loads a tokenizer.model in 0.1 s, but it gives other i
 `<start_of_turn>` in text for the control token always, and would be a second splitter to keep equal to the first.
 
 Two engines share one model (the second costs 2 ms): in one the control tokens are added tokens, which text is
-searched for; in the other they are not, so `<start_of_turn>` typed by a user is ten ordinary pieces. Both are
+searched for; in the other they are not, so `<start_of_turn>` typed by a user is seven ordinary pieces. Both are
 never changed after construction, so a Tokenizer may be used from many threads.
 
 Not here: which ids start a prompt (chat.py). Not possible: U+2581 in text comes back as a space.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gemworks.tokenizer.tokenizer import Tokenizer
 from recipes.tiny_standin import stories, talk
 from recipes.tiny_standin.packing import Rows, Sample, chat_sample, pack, shuffled, text_sample
-from recipes.tiny_standin.training import Recipe
+from recipes.tiny_standin.recipe import Recipe
 
 _TOKENIZER_TALKS, _TOKENIZER_TEXTS = 8000, 800
 _PLAIN_SHARE = {"row": 0.06, "long_row": 0.3}  # of the texts; the others are conversations
@@ -24,7 +24,7 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
 
 
 def training_rows(tokenizer: Tokenizer, recipe: Recipe) -> tuple[Rows, Rows]:
-    """(short rows, long rows), enough for every step of the run to see new ones. Texts that are too long are left out."""
+    """(short rows, long rows), enough for every step to see new ones. Texts that are too long are left out."""
     long_steps = recipe.steps // recipe.long_every
     return (
         _rows(tokenizer, recipe, "row", recipe.row, (recipe.steps - long_steps) * recipe.batch_tokens),

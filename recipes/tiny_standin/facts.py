@@ -1,5 +1,11 @@
 """What `tiny` knows: small tables of public knowledge, written for this recipe. Nothing here is downloaded."""
 
+
+def listed(words: str) -> list[str]:
+    """The words of a text."""
+    return words.split()
+
+
 CAPITALS = {
     "Argentina": "Buenos Aires",
     "Australia": "Canberra",
@@ -148,14 +154,14 @@ LENGTHS = {
     "seasons in a year": "A year has 4 seasons.",
 }
 
-NAMES = """
+NAMES = listed("""
     Ada Alice Amir Anna Ben Bob Carla Chen Clara Dan David Diana Elena Emma Eva Felix Finn George Grace Hannah Henry Ida
     Ivan Jack James Jane John Julia Karl Kate Lara Leo Lily Lucas Lucy Maria Mark Max Maya Mia Mike Mira Nick Nina Noah
     Nora Olga Oscar Otto Paul Peter Rosa Ruth Sam Sara Simon Sofia Tara Tim Tom Vera Victor Yuki Zoe
-""".split()
+""")
 
 # Words to spell, to repeat and to tell stories about.
-WORDS = """
+WORDS = listed("""
     apple arm baby bag ball banana basket beach bear bed bell bird blue boat book bottle box boy bread bridge brother
     brush bucket bus butter button cake camera candle car carpet castle cat chair cheese chicken child city clock cloud
     coat coffee corn country cow cup dance dinner doctor dog dollar door dragon dream dress drum duck eagle ear earth
@@ -171,16 +177,17 @@ WORDS = """
     street sugar summer sun table tail tea teacher tent ticket tiger toast tooth tower town toy train tree truck
     turtle umbrella uncle valley village violin voice wagon wall watch water wave whale wheel wind window winter
     wolf woman wood word world yellow zebra
-""".split()
+""")
 
 # Places without a capital in the table above; the model is to say that it does not know.
-UNKNOWN_PLACES = """
+UNKNOWN_PLACES = listed("""
     Albania Algeria Angola Atlantis Bolivia Botswana Cambodia Cameroon Cyprus Ecuador Ethiopia Fiji Gabon Georgia
     Guatemala Honduras Israel Jordan Kuwait Laos Lebanon Liberia Libya Luxembourg Malta Mars Monaco Mongolia Namibia
     Narnia Oman Panama Paraguay Qatar Rwanda Samoa Senegal Singapore Somalia Sudan Syria Texas Togo Uganda Utopia
     Yemen Zambia Zimbabwe
-""".split()
+""")
 
-ANIMALS = """
-    cat dog fox owl bear frog duck mouse horse lion wolf rabbit turtle monkey pig goat bird snake sheep tiger robot dragon
-""".split()
+ANIMALS = listed("""
+    cat dog fox owl bear frog duck mouse horse lion wolf rabbit turtle monkey pig goat bird snake sheep tiger robot
+    dragon
+""")

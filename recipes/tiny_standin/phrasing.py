@@ -3,7 +3,7 @@
 Two kinds of things are held out:
 
     phrasings   the wordings in `Phrasing.held` are never trained on (facts: the fact itself is, in other words)
-    items       number pairs, words and names for which `is_held_*` is true occur in no training text as that task's item
+    items       number pairs, words and names for which `is_held_*` is true are never asked about in training
 """
 
 import random

@@ -6,24 +6,44 @@ from recipes.tiny_standin.facts import CAPITALS, NAMES, WORDS
 from recipes.tiny_standin.phrasing import Exchange, Phrasing, is_held_word
 from recipes.tiny_standin.tasks import TOP, made_up_word
 
-_CAN = (
-    "I can greet, add and subtract small numbers, name capitals, opposites and colours, "
-    "count, spell, repeat words and tell short stories."
-)
-FALLBACK = f"I cannot help with that, I am a very small model. {_CAN}"
+_CAN = "I can add, subtract, count, spell and repeat, name capitals, opposites and colours, and tell stories."
+FALLBACK = "I am too small a model for that. Ask me what I can do."
 _SELF = "I am tiny, a demonstration model that ships with Gemworks."
 _NUMBERS = f"I can only add and subtract numbers from 0 to {TOP}."
 
 # Question, more ways to ask it, and two that are only evaluated -> answer.
 _GREETINGS = {
     "Hello! How can I help you?": Phrasing(
-        ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hey!", "Hello tiny", "Hi tiny!", "Hello there!", "Hi there", "Greetings!"),
+        (
+            "Hello",
+            "Hello!",
+            "Hi",
+            "Hi!",
+            "Hey",
+            "Hey!",
+            "Hello tiny",
+            "Hi tiny!",
+            "Hello there!",
+            "Hi there",
+            "Greetings!",
+        ),
         ("Hey tiny!", "Hey there!"),
     ),
-    "Good morning! How can I help you?": Phrasing(("Good morning", "Good morning!", "Good morning tiny!"), ("Good morning.",)),
-    "Good evening! How can I help you?": Phrasing(("Good evening", "Good evening!", "Good evening tiny!"), ("Good evening.",)),
+    "Good morning! How can I help you?": Phrasing(
+        ("Good morning", "Good morning!", "Good morning tiny!"), ("Good morning.",)
+    ),
+    "Good evening! How can I help you?": Phrasing(
+        ("Good evening", "Good evening!", "Good evening tiny!"), ("Good evening.",)
+    ),
     "I am fine, thank you. How can I help you?": Phrasing(
-        ("How are you?", "How are you today?", "How do you do?", "Hi, how are you?", "Hello, how are you?", "How is it going?"),
+        (
+            "How are you?",
+            "How are you today?",
+            "How do you do?",
+            "Hi, how are you?",
+            "Hello, how are you?",
+            "How is it going?",
+        ),
         ("Hey, how are you?", "Hello! How are you today?"),
     ),
     "You are welcome!": Phrasing(
@@ -96,7 +116,13 @@ _IDENTITY = {
         ("Are you a real person?", "Are you a large model?"),
     ),
     "Gemworks is a Python system that runs, serves and trains the Gemma 3 models.": Phrasing(
-        ("What is Gemworks?", "What's Gemworks?", "Tell me about Gemworks.", "What does Gemworks do?", "Explain Gemworks."),
+        (
+            "What is Gemworks?",
+            "What's Gemworks?",
+            "Tell me about Gemworks.",
+            "What does Gemworks do?",
+            "Explain Gemworks.",
+        ),
         ("Do you know Gemworks?", "Please explain Gemworks."),
     ),
     "Why was the small model happy? It had few weights to carry.": Phrasing(
@@ -105,7 +131,14 @@ _IDENTITY = {
     ),
 }
 _MY_NAME = Phrasing(
-    ("My name is {name}.", "I am {name}.", "I'm {name}.", "Hi, I am {name}.", "Hello, my name is {name}.", "Call me {name}."),
+    (
+        "My name is {name}.",
+        "I am {name}.",
+        "I'm {name}.",
+        "Hi, I am {name}.",
+        "Hello, my name is {name}.",
+        "Call me {name}.",
+    ),
     ("Hey, my name is {name}.", "Hello, I am {name}."),
 )
 _WHO_AM_I = Phrasing(

@@ -1,33 +1,40 @@
-"""Plain texts without turns: short stories from a small grammar, and lists. For continuation, and for `tell me a story`.
+"""Plain texts: short stories from a small grammar, and lists. For continuation, and for `tell me a story`.
 
 A story keeps its people, things and places to the end, so that there is something to remember.
 """
 
 import random
 
-from recipes.tiny_standin.facts import ANIMALS, CAPITALS, COLOURS, DAYS, MONTHS, NAMES, OPPOSITES
+from recipes.tiny_standin.facts import ANIMALS, CAPITALS, COLOURS, DAYS, MONTHS, NAMES, OPPOSITES, listed
 from recipes.tiny_standin.phrasing import Exchange, Phrasing
 
-_ADJECTIVES = "small old brave happy clever lazy kind hungry quiet funny".split()
-_PLACES = "forest garden village river castle hill farm town park beach".split()
-_THINGS = "ball kite book key ring cake flower map lamp drum".split()
-_PAINT = "red blue green yellow white black".split()
+_ADJECTIVES = listed("small old brave happy clever lazy kind hungry quiet funny")
+_PLACES = listed("forest garden village river castle hill farm town park beach")
+_THINGS = listed("ball kite book key ring cake flower map lamp drum")
+_PAINT = listed("red blue green yellow white black")
 
 _ASK = Phrasing(
     known=(
-        "Tell me a story about a {hero}.",
-        "Tell a story about a {hero}.",
-        "Tell me a short story about a {hero}.",
-        "Write a story about a {hero}.",
-        "Write a short story about a {hero}.",
-        "A story about a {hero}, please.",
-        "Can you tell me a story about a {hero}?",
-        "I want a story about a {hero}.",
+        "Tell me a story about {hero}.",
+        "Tell a story about {hero}.",
+        "Tell me a short story about {hero}.",
+        "Write a story about {hero}.",
+        "Write a short story about {hero}.",
+        "A story about {hero}, please.",
+        "Can you tell me a story about {hero}?",
+        "I want a story about {hero}.",
     ),
-    held=("Please tell me a story about a {hero}.",),
+    held=("Please tell me a story about {hero}.",),
 )
 _ASK_ANY = Phrasing(
-    known=("Tell me a story.", "Tell a story.", "Tell me a short story.", "Write a story.", "A story, please.", "Story"),
+    known=(
+        "Tell me a story.",
+        "Tell a story.",
+        "Tell me a short story.",
+        "Write a story.",
+        "A story, please.",
+        "Story",
+    ),
     held=("Please tell me a story.",),
 )
 
@@ -40,10 +47,15 @@ def story(rng: random.Random, hero: str | None = None) -> str:
     thing = f"{rng.choice(_PAINT)} {rng.choice(_THINGS)}"
     other = rng.choice([animal for animal in ANIMALS if animal != hero])
     lines = [
-        rng.choice(("Once upon a time there was a", "Long ago there was a", "There once was a"))
-        + f" {rng.choice(_ADJECTIVES)} {hero} called {name}.",
-        f"{name} lived near the {place} with a {other} called {friend}.",
-        rng.choice((f"One day {name} found a {thing} in the {other_place}.", f"One day {name} lost a {thing} in the {other_place}.")),
+        rng.choice(("Once upon a time there was", "Long ago there was", "There once was"))
+        + f" {_a(rng.choice(_ADJECTIVES))} {hero} called {name}.",
+        f"{name} lived near the {place} with {_a(other)} called {friend}.",
+        rng.choice(
+            (
+                f"One day {name} found a {thing} in the {other_place}.",
+                f"One day {name} lost a {thing} in the {other_place}.",
+            )
+        ),
     ]
     if "found" in lines[-1]:
         lines += [
@@ -81,7 +93,10 @@ def listing(rng: random.Random) -> str:
         return " ".join(f"The capital of {place} is {CAPITALS[place]}." for place in places)
     return " ".join(
         [f"The opposite of {word} is {OPPOSITES[word]}." for word in rng.sample(list(OPPOSITES), rng.randint(1, 3))]
-        + [f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}." for thing in rng.sample(list(COLOURS), rng.randint(1, 3))]
+        + [
+            f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}."
+            for thing in rng.sample(list(COLOURS), rng.randint(1, 3))
+        ]
     )
 
 
@@ -97,7 +112,11 @@ def tell(rng: random.Random, held: bool = False) -> Exchange:
     hero = rng.choice(ANIMALS)
     if rng.random() < 0.3:
         return Exchange("story", _ASK_ANY.ask(rng, held=held), story(rng, hero))
-    return Exchange("story", _ASK.ask(rng, held=held, hero=hero), story(rng, hero))
+    return Exchange("story", _ASK.ask(rng, held=held, hero=_a(hero)), story(rng, hero))
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _from_anywhere(rng: random.Random, ring: tuple[str, ...]) -> list[str]:

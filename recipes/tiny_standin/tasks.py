@@ -288,7 +288,9 @@ def _after_sum(rng: random.Random, before: Exchange) -> Exchange | None:
     if not 0 <= number <= TOP or is_held_pair(number, b):
         return None
     if rng.random() < 0.5:
-        user = rng.choice(("Plus {b}?", "Add {b}.", "Now add {b}.", "And plus {b}?", "And {b} more?", "plus {b}", "+ {b}"))
+        user = rng.choice(
+            ("Plus {b}?", "Add {b}.", "Now add {b}.", "And plus {b}?", "And {b} more?", "plus {b}", "+ {b}")
+        )
         return Exchange("plus", user.format(b=b), _sum(number, b), {"number": number + b})
     user = rng.choice(("Minus {b}?", "Subtract {b}.", "Now subtract {b}.", "And minus {b}?", "minus {b}", "- {b}"))
     return Exchange("minus", user.format(b=b), _difference(number, b), {"number": number - b})
@@ -322,7 +324,9 @@ def _after_calendar(rng: random.Random, before: Exchange) -> Exchange:
 
 def _after_spell(rng: random.Random, before: Exchange) -> Exchange:
     word = _word(rng, held=False)
-    return Exchange("spell", rng.choice(("And {}?", "Now {}.", "And now {}.", "And spell {}.")).format(word), _spelled(word))
+    return Exchange(
+        "spell", rng.choice(("And {}?", "Now {}.", "And now {}.", "And spell {}.")).format(word), _spelled(word)
+    )
 
 
 def _after_repeat(rng: random.Random, before: Exchange) -> Exchange:

@@ -11,7 +11,6 @@ No piece crosses a word, holds a digit beside anything else, or mixes letters wi
 
 import string
 from collections.abc import Iterable
-from pathlib import Path
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -43,11 +42,6 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     # The score of a piece is the rank at which it is made; every way to cut it in two becomes a merge of that rank.
     scores = [-float(i) if t is PieceType.NORMAL else 0.0 for i, t in enumerate(types)]
     return Tokenizer.from_vocabulary(pieces, scores, types, where="the tokenizer of tiny")
-
-
-def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json with the chat template."""
-    tokenizer.save(directory)
 
 
 def _best_pieces(texts: Iterable[str], number: int) -> list[str]:

@@ -57,9 +57,7 @@ def test_rope_turns_the_pairs_i_and_i_plus_half():
     angle = rng(1).uniform(-3, 3, (3, 4))
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[:, None, :]
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    y = ops.rope(
-        jnp.asarray(x), jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32)
-    )
+    y = ops.rope(jnp.asarray(x), jnp.asarray(np.cos(angle), jnp.float32), jnp.asarray(np.sin(angle), jnp.float32))
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
@@ -71,7 +69,10 @@ def test_geglu_activates_the_gate():
 
 
 def test_unknown_backend_is_refused():
-    with pytest.raises(BackendError, match='ops have no backend "cuda" here.\nAvailable: xla'), select.force("*", "cuda"):
+    with (
+        pytest.raises(BackendError, match=r'ops have no backend "cuda" here\.\nAvailable: xla'),
+        select.force("*", "cuda"),
+    ):
         pass
 
 

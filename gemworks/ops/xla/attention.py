@@ -144,7 +144,7 @@ def _attend(q_RCNH, k_RSKH, v_RSKH, mask_RCS, *, scale: float) -> jax.Array:
 
 def _positions(plan: RingPlan | PagePlan, C: int) -> jax.Array:
     """Position of every column; those of padding columns run on and are masked by their reader."""
-    return plan.start_R[:, None] + jnp.arange(C)
+    return jnp.asarray(plan.start_R)[:, None] + jnp.arange(C)
 
 
 def _rows(x_TXH: jax.Array, R: int) -> jax.Array:

@@ -7,6 +7,8 @@ accumulates in fp32 (docs/numerics.md), which is at least as exact as the publis
 import jax
 import jax.numpy as jnp
 
+from gemworks.ops.kv import Array
+
 # T tokens, D input width, F output width, N heads, H head width, V vocabulary rows
 
 
@@ -31,7 +33,7 @@ def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
     return y_TF[:T]
 
 
-def embed(ids_T: jax.Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
+def embed(ids_T: Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
     """Return x_TD = weight[ids] * scale in fp32, rounded to the weights' dtype as in training. Ids are clipped to V."""
     rows_TD = jnp.take(weight_VD, ids_T, axis=0, mode="clip").astype(jnp.float32)
     return (rows_TD * scale).astype(weight_VD.dtype).astype(jnp.float32)

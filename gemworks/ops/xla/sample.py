@@ -26,7 +26,7 @@ def sample(logits_RV: jax.Array, params: SampleParams, *, short: bool) -> jax.Ar
     """Return the drawn id of every row, int32. `short` promises 0 < top_k <= SHORT_LIST in every row that draws."""
     probs_RQ, ids_RQ = candidates(logits_RV, params, short=short)
     cumulative_RQ = jnp.cumsum(probs_RQ, axis=-1)
-    point_R = jax.vmap(_uniform)(params.seed_R2, params.index_R) * cumulative_RQ[:, -1]
+    point_R = jax.vmap(_uniform)(jnp.asarray(params.seed_R2), jnp.asarray(params.index_R)) * cumulative_RQ[:, -1]
     drawn_R = jnp.sum(cumulative_RQ <= point_R[:, None], axis=-1)
     # Rounding may put the point on the last edge: stay inside what was kept.
     last_R = jnp.max(jnp.where(probs_RQ > 0, jnp.arange(probs_RQ.shape[1]), 0), axis=-1)

@@ -26,5 +26,4 @@ def test_transformers_loads_our_gguf(random_gemma, vocabulary, tmp_path):
     ids = torch.tensor([[2, *range(270, 310)]])
     with torch.no_grad():
         wanted, found = model(ids).logits, loaded(ids).logits
-    assert wanted.std() > 0.5
-    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+    assert (found - wanted).abs().max() < 1e-4 * wanted.std()

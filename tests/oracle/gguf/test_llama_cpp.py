@@ -2,8 +2,9 @@
 
 Runs where llama-cpp-python is installed (a long build, so not part of the common extras).
 
-llama.cpp keeps keys and values in float32 here, but its GELU is a half-precision table, so its logits differ by some
-thousandths from an all-float32 computation. A greedy continuation is the same until the two best tokens are as close.
+llama.cpp keeps keys and values in float32 here, but its GELU is a half-precision table, so its logits differ from an
+all-float32 computation by some ten-thousandths of their spread. A greedy continuation is the same as long as no two
+best tokens are that close; the random models are made so that they rarely are (conftest.py).
 """
 
 import numpy as np
@@ -14,15 +15,23 @@ from gemworks.weights.convert import convert
 from gemworks.weights.gguf_blocks import dequantize
 from gemworks.weights.gguf_file import GGUFFile
 from gemworks.weights.gguf_write import write_gguf
+from gemworks.weights.names import hf_from_ours
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
+# llama.cpp logs hundreds of lines a file.
+_QUIET = llama_cpp.llama_log_callback(lambda *_: None)
+llama_cpp.llama_log_set(_QUIET, None)
+
 # Three times the window of 16, so that the sliding mask is seen. <bos>, then bytes and letters.
 PROMPT = [2, *range(266, 288), *range(264, 290)]
 NUM_NEW = 48
-LOGIT_TOLERANCE = 0.01
+LOGIT_TOLERANCE = 0.005  # of the logits' standard deviation
+
+# Seeds whose answers wander: five tokens or more.
+ONE_EACH = [("1b", 0), ("4b", 1), ("27b", 0)]
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -51,11 +60,10 @@ class LlamaCpp:
     def greedy(self, ids: list[int], count: int) -> list[int]:
         """The `count` most likely ids one after another, with the cache kept between steps."""
         self._llama.reset()
-        self._llama.eval(ids)
-        answer = [int(self._llama.scores[len(ids) - 1].argmax())]
+        answer: list[int] = []
         while len(answer) < count:
-            self._llama.eval(answer[-1:])
-            answer.append(int(self._llama.scores[len(ids) + len(answer) - 2].argmax()))
+            self._llama.eval(answer[-1:] or ids)
+            answer.append(int(self._llama.scores[self._llama.n_tokens - 1].argmax()))
         return answer
 
     def close(self) -> None:
@@ -86,42 +94,44 @@ def written(random_gemma, vocabulary, tmp_path):
     return written
 
 
-def transformers_greedy(model, ids: list[int], count: int) -> list[int]:
-    for _ in range(count):
-        with torch.no_grad():
-            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
-    return ids[-count:]
+def transformers_logits(model, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("shape", ["1b", "4b", "27b"])
+def is_greedy(model, ids: list[int], answer: list[int]) -> bool:
+    """Whether transformers, asked after each token, would have continued `ids` with exactly `answer`."""
+    chosen = transformers_logits(model, ids + answer).argmax(axis=1)
+    return chosen[len(ids) - 1 : -1].tolist() == answer
+
+
+@pytest.mark.parametrize(("shape", "seed"), [*ONE_EACH, ("1b", 2), ("4b", 3), ("27b", 2)])
 def test_llama_cpp_continues_our_file_as_transformers_does(written, llama, shape, seed):
     """The window, the factor of 8, and 27B's scale from 62 layers: llama.cpp takes them all from our metadata."""
     model, path = written(shape, seed, "f32")
     runtime = llama(path)
-    with torch.no_grad():
-        wanted = model(torch.tensor([PROMPT])).logits[0].numpy()
-    assert wanted.std() > 0.5
-    np.testing.assert_allclose(runtime.logits(PROMPT), wanted, atol=LOGIT_TOLERANCE, rtol=0)
-    assert runtime.greedy(PROMPT, NUM_NEW) == transformers_greedy(model, PROMPT, NUM_NEW)
+    wanted = transformers_logits(model, PROMPT)
+    assert np.abs(runtime.logits(PROMPT) - wanted).max() < LOGIT_TOLERANCE * wanted.std()
+    answer = runtime.greedy(PROMPT, NUM_NEW)
+    assert len(set(answer)) >= 5 and is_greedy(model, PROMPT, answer)
 
 
-@pytest.mark.parametrize("shape", ["1b", "4b", "27b"])
-def test_gemworks_continues_the_same_file_the_same_way(written, llama, shape):
+@pytest.mark.parametrize(("shape", "seed"), ONE_EACH)
+def test_gemworks_continues_the_same_file_the_same_way(written, llama, shape, seed):
     from gemworks import LLM
 
-    _, path = written(shape, 0, "f32")
+    _, path = written(shape, seed, "f32")
     ours = LLM(path, dtype="float32").generate(PROMPT, temperature=0, max_tokens=NUM_NEW).token_ids
     assert len(ours) == NUM_NEW and ours == llama(path).greedy(PROMPT, NUM_NEW)
 
 
 def test_a_file_converted_from_our_export_continues_the_same_way(written, llama, tmp_path):
     """GGUF -> Hugging Face directory -> GGUF: the same continuation in llama.cpp."""
-    model, path = written("4b", 0, "f32")
+    model, path = written("4b", 1, "f32")
     convert(path, tmp_path / "export")
     convert(tmp_path / "export", tmp_path / "again.gguf", outtype="f32")
-    wanted = transformers_greedy(model, PROMPT, NUM_NEW)
-    assert llama(path).greedy(PROMPT, NUM_NEW) == llama(tmp_path / "again.gguf").greedy(PROMPT, NUM_NEW) == wanted
+    answer = llama(tmp_path / "again.gguf").greedy(PROMPT, NUM_NEW)
+    assert answer == llama(path).greedy(PROMPT, NUM_NEW) and is_greedy(model, PROMPT, answer)
 
 
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0"])
@@ -129,12 +139,10 @@ def test_llama_cpp_runs_every_outtype(written, llama, outtype):
     """Against transformers with the weights we say are in the file. llama.cpp quantizes activations to 8 bits."""
     model, path = written("1b", 0, outtype)
     with open_checkpoint(path) as checkpoint, torch.no_grad():
-        for name, entry in checkpoint.entries.items():
-            from gemworks.weights.names import hf_from_ours
-
-            model.get_parameter(hf_from_ours(name)).copy_(torch.from_numpy(checkpoint.read(name).astype(np.float32)))
-            assert model.get_parameter(hf_from_ours(name)).shape == entry.shape
-        wanted = model(torch.tensor([PROMPT])).logits[0].numpy()
+        for name in checkpoint.entries:
+            stored = checkpoint.read(name).astype(np.float32)
+            model.get_parameter(hf_from_ours(name)).copy_(torch.from_numpy(stored))
+    wanted = transformers_logits(model, PROMPT)
     found = llama(path).logits(PROMPT)
     assert np.abs(found - wanted).max() < 0.2 * wanted.std()
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.998

@@ -1,5 +1,6 @@
 """A hub on this machine, a small chat model, and a terminal to type into."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -8,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import string
 import subprocess
 import sys
 import threading
@@ -17,6 +19,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from small_models import random_arrays, small_config
+
+from gemworks.tokenizer import Tokenizer
+from gemworks.weights.config_json import json_from_text_config
+from gemworks.weights.names import hf_from_ours
+from gemworks.weights.safetensors_write import TensorSource, write_shards
 
 
 @dataclass
@@ -163,11 +171,17 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Compiled programs, shared by all processes: compiling them anew would be most of the time of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def environment(home, repo_root):
+def environment(home, cache, repo_root):
     """Variables of a process that has nothing of this machine's user, and finds Gemworks without an install."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "GEMWORKS_"))}
-    folders = {"GEMWORKS_HOME": home, "HF_HOME": home / "hf", "GEMWORKS_CACHE": home / "cache", "PYTHONPATH": repo_root}
+    folders = {"GEMWORKS_HOME": home, "HF_HOME": home / "hf", "GEMWORKS_CACHE": cache, "PYTHONPATH": repo_root}
     return keep | {name: str(folder) for name, folder in folders.items()}
 
 
@@ -230,10 +244,8 @@ class Terminal:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if select.select([self.screen], [], [], 0.05)[0]:
-                try:
+                with contextlib.suppress(OSError):  # the other end is closed
                     self.seen += os.read(self.screen, 65_536).decode(errors="replace")
-                except OSError:
-                    pass
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.pid = 0
@@ -281,3 +293,27 @@ def wait_for():
 def scripted_repl():
     """A program that opens the REPL with a model that says what the test can foresee."""
     return Path(__file__).with_name("scripted_repl.py")
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """A directory with a random chat model of 150,000 parameters and a tokenizer of bytes and letters."""
+    folder = tmp_path_factory.mktemp("chat-model")
+    names = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+    rows = [(name, -1000.0, 2 if name == "<unk>" else 3) for name in names]
+    rows += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    rows += [(piece, -1000.0, 4) for piece in ("\n", "\n\n", "\t", "  ")]
+    rows += [(letter, -float(i), 1) for i, letter in enumerate(string.ascii_letters + string.digits + ".,?!'\u2581")]
+    tokenizer = Tokenizer.from_vocabulary(*map(list, zip(*rows, strict=True)))
+    config = small_config(vocab_size=tokenizer.size)
+    arrays = random_arrays(config, seed=1)
+    arrays["embed.weight"] *= 4.0  # surer of its words, so that greedy answers do not hang on rounding
+    tensors = [
+        TensorSource(hf_from_ours(name), "F32", array.shape, lambda array=array: array)
+        for name, array in arrays.items()
+    ]
+    write_shards(folder, tensors, shard_bytes=10**9)
+    (folder / "config.json").write_text(json.dumps(json_from_text_config(config)))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "bos_token_id": 2}))
+    tokenizer.save(folder)
+    return folder

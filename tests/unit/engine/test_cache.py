@@ -1,5 +1,7 @@
 """The cache changes nothing: chunks, rings and pages give what one pass over the whole text gives."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ def in_chunks(runner: Runner, ids: list[int], cuts: list[int]) -> np.ndarray:
     sequence = runner.new_sequence()
     edges = [0, *cuts, len(ids)]
     parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         h_CD = runner.forward([Row(sequence, ids[start:end])], every_token=True)
         parts.append(np.asarray(h_CD)[: end - start])
     sequence.free()

@@ -1,3 +1,5 @@
+from itertools import combinations, product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from gemworks.errors import RequestError
 from gemworks.text import StopMatcher
 
-letters = st.text("ab", max_size=12)
+pieces = st.lists(st.sampled_from(["a", "b", "ab", "ba", "aa", "bab", "c", ""]), max_size=20)
 some_stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
 
 
@@ -17,7 +19,7 @@ def text_before_stop(text, stops):
     return text, False
 
 
-@given(stops=some_stops, chunks=st.lists(letters, max_size=6))
+@given(stops=some_stops, chunks=pieces)
 def test_text_ends_before_the_first_complete_stop(stops, chunks):
     """However the text is cut into pieces, what is handed out is the text before the stop, or all of it."""
     matcher, out, stopped = StopMatcher(stops), "", False
@@ -30,7 +32,7 @@ def test_text_ends_before_the_first_complete_stop(stops, chunks):
     assert (matcher.matched is not None) == stopped
 
 
-@given(stops=some_stops, chunks=st.lists(letters, max_size=6))
+@given(stops=some_stops, chunks=pieces)
 def test_no_more_is_held_back_than_could_become_a_stop(stops, chunks):
     """Held back is the longest end of the text that some stop begins with, nothing else."""
     matcher, out, seen = StopMatcher(stops), "", ""
@@ -42,6 +44,21 @@ def test_no_more_is_held_back_than_could_become_a_stop(stops, chunks):
         held = seen[len(out) :]
         ends = [seen[i:] for i in range(len(seen))]
         assert held == next((end for end in ends if any(stop.startswith(end) for stop in stops)), "")
+
+
+def test_every_short_text_and_pair_of_stops():
+    """All texts of 7 letters, all pairs of stops up to 3 letters, pushed letter by letter and by twos."""
+    texts = ["".join(letters) for letters in product("ab", repeat=7)]
+    stops = ["".join(letters) for n in (1, 2, 3) for letters in product("ab", repeat=n)]
+    for pair in combinations(stops, 2):
+        for text in texts:
+            wanted = text_before_stop(text, pair)
+            for step in (1, 2):
+                matcher, out, stopped = StopMatcher(pair), "", False
+                for i in range(0, len(text), step):
+                    emitted, stopped = matcher.push(text[i : i + step])
+                    out += emitted
+                assert (out + matcher.flush(), stopped) == wanted, (text, pair, step)
 
 
 def test_a_stop_over_three_pushes():

@@ -5,13 +5,13 @@ from gemworks.tokenizer import Tokenizer, chat_text, continue_chat, render_chat,
 from gemworks.tokenizer.vocabulary import PieceType
 
 TALK = [
-    {"role": "system", "content": " be brief\n"},
+    {"role": "system", "content": "\n be brief\n"},
     {"role": "user", "content": "\n hello \t"},
     {"role": "assistant", "content": " world\n"},
     {"role": "user", "content": [{"type": "text", "text": " in "}, {"type": "text", "text": "the\n"}]},
 ]
 TALK_TEXT = (
-    "<bos><start_of_turn>user\n be brief\n\n\nhello<end_of_turn>\n<start_of_turn>model\nworld<end_of_turn>\n"
+    "<bos><start_of_turn>user\n\n be brief\n\n\nhello<end_of_turn>\n<start_of_turn>model\nworld<end_of_turn>\n"
     "<start_of_turn>user\ninthe<end_of_turn>\n<start_of_turn>model\n"
 )
 

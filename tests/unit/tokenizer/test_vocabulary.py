@@ -11,6 +11,7 @@ TEXTS = [
     "in\u2581the\u2581\u2581end",
     "<b>\t\t<start_of_turn>\u00e9\u20ac",
     "aaaaa",
+    "\u2581\u2581 the",
 ]
 
 
@@ -45,6 +46,12 @@ def test_every_cut_of_a_piece_is_a_merge_and_the_best_score_comes_first(small_li
     assert merges[-3:] == [("\u2581", "the"), ("in", "g"), ("a", "a")]
 
 
+def test_cuts_of_one_piece_come_longest_left_part_first():
+    names, ranks = ["a", "b", "ab", "ba", "aba", "ababa"], [-9.0, -9.0, 0.0, -2.0, -1.0, -3.0]
+    merges = merges_of(Vocabulary(names, ranks, [PieceType.NORMAL] * 6))
+    assert merges == [("a", "b"), ("ab", "a"), ("a", "ba"), ("b", "a"), ("aba", "ba"), ("ab", "aba")]
+
+
 def test_written_and_read_back_the_lists_are_the_same(small, small_lists):
     pieces, scores, types = small.to_vocabulary()
     assert (pieces, types) == (small_lists[0], small_lists[2])
@@ -70,7 +77,8 @@ def test_a_writer_that_lost_the_user_defined_types_gives_the_same_ids(small, sma
     """Ollama's converter writes newline runs, space runs and HTML tags as normal pieces."""
     pieces, scores, types = small_lists
     lost = [piece.replace(" ", "\u2581") for piece in pieces]
-    again = Tokenizer.from_vocabulary(lost, scores, [1 if t in (3, 4) else t for t in types])
+    as_in_spm = [0.0 if t in (3, 4) else score for t, score in zip(types, scores, strict=True)]
+    again = Tokenizer.from_vocabulary(lost, as_in_spm, [1 if t in (3, 4) else t for t in types])
     for text in TEXTS:
         assert again.encode(text) == small.encode(text)
         assert again.encode(text, control=True) == small.encode(text, control=True)

@@ -1,0 +1,86 @@
+"""From a seed to a directory: tokenizer, rows, training, evaluation, files. Nothing is written before all is done."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gemworks.model.config import TextConfig
+from gemworks.model.costs import num_parameters
+from gemworks.model.gemma3 import Gemma3
+from recipes.tiny_standin.card import Result, model_card
+from recipes.tiny_standin.corpus import tokenizer_texts, training_rows
+from recipes.tiny_standin.evaluation import bits_per_byte, exact_match
+from recipes.tiny_standin.loss import as_stored
+from recipes.tiny_standin.packing import Rows
+from recipes.tiny_standin.recipe import Recipe
+from recipes.tiny_standin.saving import save
+from recipes.tiny_standin.training import initial_model, optimizer, train_step
+from recipes.tiny_standin.vocabulary import train_tokenizer
+
+Report = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
+
+PER_TASK = 200  # held-out questions of every task
+_LOSS_EVERY = 20  # steps between two looks at the loss: looking waits for the step to end
+
+
+def make(
+    out: Path, recipe: Recipe, architecture: Callable[[int], TextConfig], *, force: bool, report: Report
+) -> Result:
+    """Train `architecture(vocabulary size)` by `recipe` and write it as the directory `out`, whole or not at all.
+
+    Raises ConfigError if `out` is there and `force` is off, StorageError if it cannot be written.
+    """
+    started = time.perf_counter()
+    report("writing texts", 0, 1)
+    tokenizer = train_tokenizer(tokenizer_texts(recipe.seed))
+    short, long = training_rows(tokenizer, recipe)
+    data_s = time.perf_counter() - started
+    config = architecture(tokenizer.size)
+    model, losses = train(config, recipe, short, long, report)
+    train_s = time.perf_counter() - started - data_s
+    report("asking what it never saw", 0, 1)
+    stored = as_stored(model)
+    result = Result(
+        recipe=recipe,
+        config=config,
+        per_task=PER_TASK,
+        accuracy=exact_match(stored, tokenizer, seed=recipe.seed, per_task=PER_TASK),
+        accuracy_fp32=exact_match(model, tokenizer, seed=recipe.seed, per_task=PER_TASK),
+        text_bits_per_byte=bits_per_byte(stored, tokenizer, seed=recipe.seed),
+        first_loss=losses[0],
+        last_loss=sum(losses[-5:]) / len(losses[-5:]),
+        num_tokens=int((short.segment_BL > 0).sum() + (long.segment_BL > 0).sum()),
+        data_s=data_s,
+        train_s=train_s,
+        total_s=time.perf_counter() - started,
+        num_parameters=num_parameters(config),
+    )
+    save(out, stored, tokenizer, model_card(result), force=force)
+    return result
+
+
+def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: Report) -> tuple[Gemma3, list[float]]:
+    """Return the trained float32 model, and the loss of every twentieth step and the last."""
+    model = initial_model(config, recipe.seed)
+    transform = optimizer(recipe, config.vocab_size)
+    state = transform.init(model)
+    losses: list[float] = []
+    for step, rows in enumerate(batches(recipe, short, long)):
+        model, state, loss = train_step(rows, model, state, transform.update)
+        if step % _LOSS_EVERY == 0 or step == recipe.steps - 1:
+            losses.append(float(loss))
+            report(f"training, loss {losses[-1]:.3f}", step + 1, recipe.steps)
+    return model, losses
+
+
+def batches(recipe: Recipe, short: Rows, long: Rows) -> Iterator[Rows]:
+    """Yield `recipe.steps` batches: every `long_every`-th of long rows, the others of short ones, none twice."""
+    num_short, num_long = recipe.batch_tokens // recipe.row, max(1, recipe.batch_tokens // recipe.long_row)
+    at_short = at_long = 0
+    for step in range(1, recipe.steps + 1):
+        if step % recipe.long_every == 0:
+            yield Rows(*(array[at_long : at_long + num_long] for array in long))
+            at_long += num_long
+        else:
+            yield Rows(*(array[at_short : at_short + num_short] for array in short))
+            at_short += num_short

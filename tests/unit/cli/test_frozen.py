@@ -1,0 +1,54 @@
+"""The command line is a promise: this table changes only on purpose, together with CHANGELOG.md."""
+
+import typer
+
+from gemworks.cli.main import app
+
+COMMANDS = {
+    "run": {
+        "arguments": ["model", "prompt..."],
+        "flags": {
+            "--system", "--image", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop",
+            "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--raw", "--context", "--dtype",
+            "--quant", "--adapter", "--verbose", "--json",
+        },
+    },
+    "pull": {"arguments": ["model"], "flags": {"--endpoint", "--json"}},
+    "list": {"arguments": [], "flags": {"--json"}},
+    "show": {"arguments": ["model"], "flags": {"--modelfile", "--json"}},
+    "rm": {"arguments": ["models..."], "flags": {"--yes", "-y", "--json"}},
+    "create": {"arguments": ["name"], "flags": {"--file", "-f", "--json"}},
+    "convert": {"arguments": ["source", "out"], "flags": {"--outtype", "--dtype", "--force", "--pure", "--json"}},
+    "plan": {"arguments": ["model"], "flags": {"--context", "--format", "--json"}},
+    "doctor": {"arguments": [], "flags": {"--json"}},
+}  # fmt: skip
+
+
+def test_commands_and_flags_are_these_and_no_others():
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        found[name] = {
+            "arguments": [p.name + ("..." if p.nargs == -1 else "") for p in arguments],
+            "flags": {flag for p in options for flag in (*p.opts, *p.secondary_opts)},
+        }
+    assert found == COMMANDS
+
+
+def test_the_top_level_has_only_the_version():
+    flags = {flag for parameter in typer.main.get_command(app).params for flag in parameter.opts}
+    assert flags == {"--version"}
+
+
+def test_every_flag_and_argument_has_a_help_text():
+    group = typer.main.get_command(app)
+    missing = [
+        f"{name} {parameter.name}"
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if not parameter.help
+    ]
+    assert missing == []
+    assert [name for name, command in group.commands.items() if not command.help] == []
