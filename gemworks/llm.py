@@ -22,8 +22,8 @@ from gemworks.text.stops import StopMatcher
 from gemworks.tokenizer.chat import render_chat, render_plain
 from gemworks.tokenizer.tokenizer import Tokenizer
 
-# KV of a 4B model at 32,768 tokens is 756 MiB; more by default would surprise laptops. `context=` goes to the limit.
-DEFAULT_CONTEXT = 32_768
+# Reserved when the model is loaded: 43 MiB for 1B, 276 for 4B, 1,056 for 27B. `context=` goes to the model's limit.
+DEFAULT_CONTEXT = 8192
 
 Message = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -72,7 +72,7 @@ class LLM:
 
     model: a name (gemma3:1b, google/gemma-3-1b-it, tiny, one you created), a directory or a .gguf file.
     dtype: "auto" keeps bf16 or fp32 as stored; "bfloat16", "float32". context: longest prompt and answer together,
-    in tokens; default min(32,768, the model's limit). progress(bytes_done, bytes_total) is called while loading.
+    in tokens; default min(8,192, the model's limit). progress(bytes_done, bytes_total) is called while loading.
     Raises ConfigError, CheckpointError, StorageError or DownloadError.
     """
 
@@ -98,7 +98,8 @@ class LLM:
         started = time.perf_counter()
         use_compile_cache()
         resolved = resolve(model)
-        self.name = resolved.name
+        self.name, created = resolved.name, resolved.modelfile
+        context = created.context if context is None and created else context
         with open_checkpoint(resolved.path) as checkpoint:
             self.config = checkpoint.config
             self.generation = checkpoint.generation
@@ -109,7 +110,8 @@ class LLM:
             weights = load_model(checkpoint, dtype=self.dtype, progress=progress)
             self.is_chat = bool(checkpoint.is_chat) and self.tokenizer.start_of_turn_id is not None
             self.num_parameters = checkpoint.num_parameters
-        self.system, self._defaults = _modelfile_defaults(resolved.modelfile)
+        self._defaults = dict(created.sampling) if created else {}
+        self._opening = _opening(created)
         self._engine = Engine(Runner(weights, context=self.context), vocab=_sampled_vocab(self.tokenizer, self.config))
         self.load_s = time.perf_counter() - started
 
@@ -180,10 +182,10 @@ class LLM:
                     f"{self.name} is a pre-trained model without a chat form; it continues text.\n"
                     "Use generate(text), or load the instruction-tuned model of the same size (its name ends in -it)."
                 )
-            messages = list(prompt)
-            if self.system and messages[0].get("role") != "system":
-                messages.insert(0, {"role": "system", "content": self.system})
-            return render_chat(self.tokenizer, messages)
+            own, messages = self._opening, list(prompt)
+            if messages[0].get("role") == "system":  # the caller's replaces the model's
+                own = [messages.pop(0)] + [turn for turn in own if turn["role"] != "system"]
+            return render_chat(self.tokenizer, own + messages)
         if all(isinstance(i, int) for i in prompt):
             return list(prompt)
         raise RequestError("a prompt is a text, a list of token ids or a list of messages with role and content.")
@@ -286,6 +288,9 @@ def _sampled_vocab(tokenizer: Tokenizer, config) -> int:
     return size - 1 if tokenizer.id_of("<image_soft_token>") == size - 1 else size
 
 
-def _modelfile_defaults(modelfile) -> tuple[str | None, dict[str, Any]]:
-    """(system prompt, sampling defaults) of a created model."""
-    return (None, {}) if modelfile is None else (modelfile.system, dict(modelfile.sampling))
+def _opening(modelfile) -> list[Message]:
+    """The messages every conversation with a created model begins with."""
+    if modelfile is None:
+        return []
+    turns = [("system", modelfile.system)] if modelfile.system else []
+    return [{"role": role, "content": text} for role, text in (*turns, *modelfile.messages)]

@@ -60,7 +60,8 @@ class _Interrupts:
         for chunk in chunks:
             self._begun = True
             yield chunk
-            pass
+            if self.asked:
+                return
 
     def _on_interrupt(self, *_signal: object) -> None:
         if self.asked or not self._begun:

@@ -1,7 +1,7 @@
 """gemworks convert: from any checkpoint that loads to a Hugging Face directory or a GGUF file."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ def convert(
         str | None, typer.Option(metavar="TYPE", help="Directory: bfloat16, float16, float32. Default: as stored.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
-    pure: Annotated[
-        bool, typer.Option("--pure", help="q4_0 for the embedding too (default: q8_0, as llama.cpp does).")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a sentence.")] = False,
 ) -> None:
     """Convert a model between safetensors and GGUF. OUT appears when it is whole."""
@@ -35,12 +32,9 @@ def convert(
         flag, other = ("--dtype", "--outtype") if to_gguf else ("--outtype", "--dtype")
         kind = "a .gguf file" if to_gguf else "a directory"
         raise ConfigError(f"{flag} is not for {kind}, and {out} is one. Use {other}.")
-    if pure and outtype != "q4_0":
-        raise ConfigError(f"--pure is about q4_0 only, got --outtype {outtype or 'as stored'}. Add --outtype q4_0.")
     resolved = hub.resolve(source)
     with console.loading(f"converting {resolved.name}") as progress:
-        options: dict[str, Any] = {"pure": True} if pure else {}
-        convert_checkpoint(resolved.path, out, outtype=outtype or dtype, force=force, progress=progress, **options)
+        convert_checkpoint(resolved.path, out, outtype=outtype or dtype, force=force, progress=progress)
     num_bytes = sum(path.stat().st_size for path in ([out] if out.is_file() else out.iterdir()))
     if json:
         console.emit_json({"source": str(resolved.path), "path": str(out), "size_bytes": num_bytes})

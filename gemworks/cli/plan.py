@@ -21,13 +21,13 @@ REPORT_WEIGHTS_GB = {
     "27b": {"bf16": 54.0, "int4": 14.1, "int4-b32": 15.3, "sfp8": 27.4},
 }
 
-_DEFAULT_CONTEXT = 32_768  # as gemworks.llm, which imports more than a plan needs
+_DEFAULT_CONTEXT = 8192  # as gemworks.llm, which imports more than a plan needs
 
 
 def plan(
     model: Annotated[str, typer.Argument(help="gemma3:27b (nothing is fetched), or a model on this machine.")],
     context: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens. Default: 32,768 or the model's limit.")
+        int | None, typer.Option(metavar="N", help="Tokens. Default: 8,192 or the model's limit.")
     ] = None,
     format: Annotated[str | None, typer.Option(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,

@@ -34,7 +34,7 @@ _HELP = """\
 /set parameter NAME VALUE   change how answers are drawn; without a name lists them
 /set system TEXT            how the model should behave; without a text: no longer
 /set verbose, /set quiet    times and rates after every answer, or not
-/set history, /set nohistory   remember what you type, or not
+/set history                remember what you type; /set nohistory: do not
 /show info                  what the model is
 /show parameters            what was set
 /show system                the system prompt

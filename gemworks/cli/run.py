@@ -91,7 +91,8 @@ def open_session(
     resolved = hub.resolve(model)
     created = resolved.modelfile
     context = context or (created.context if created else None)
-    llm = _load(model, dtype=dtype, context=context)
+    # Of a created model only the weights are loaded: its system prompt and parameters are the session's to change.
+    llm = _load(str(resolved.path) if created else model, dtype=dtype, context=context)
     if not llm.is_chat and not raw:
         if system is not None:
             raise ConfigError(

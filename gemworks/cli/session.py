@@ -9,9 +9,9 @@ from gemworks.weights.modelfile import Modelfile
 class Session:
     """What `run` asks and the REPL changes. A turn is kept once the model has said something.
 
-    llm: gemworks.LLM, or what has its `stream`, `is_chat`, `context` and `system`. `base` is what /save writes as FROM.
-    The session's system prompt replaces the one that `llm` would add of its own. With `raw`, or a model without a chat
-    form, every prompt is text to continue, by itself.
+    llm: gemworks.LLM, or what has its `stream`, `is_chat` and `context`; it must add nothing of its own, so what a
+    created model says comes in `modelfile` and is the session's to change. `base` is what /save writes as FROM. With
+    `raw`, or a model without a chat form, every prompt is text to continue, by itself.
     """
 
     def __init__(
@@ -30,7 +30,6 @@ class Session:
         self.system = system if system is not None else modelfile.system if modelfile else None
         self._opening = [{"role": role, "content": text} for role, text in modelfile.messages] if modelfile else []
         self.messages = list(self._opening)
-        llm.system = None
 
     def ask(self, text: str) -> Iterator[Any]:
         """Yield the answer's chunks. Closing the iterator stops the answer; what was said until then is kept."""

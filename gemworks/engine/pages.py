@@ -64,28 +64,3 @@ class PagePool:
         assert 0 not in free and self._refs[0] == 0, "page 0 was handed out"
         owned = {page for page, refs in enumerate(self._refs) if refs}
         assert not free & owned and len(free) + len(owned) == self.num_pages - 1
-
-
-class RingPool:
-    """Hands out rings, one a sequence; a ring is `slots` positions of every local layer. One thread."""
-
-    def __init__(self, num_rings: int, slots: int):
-        self.num_rings = num_rings
-        self.slots = slots
-        self._free = list(range(num_rings - 1, -1, -1))
-
-    @property
-    def num_free(self) -> int:
-        """Rings that `take` can still hand out."""
-        return len(self._free)
-
-    def take(self) -> int:
-        """Return a ring, or raise CapacityError."""
-        if not self._free:
-            raise CapacityError(f"all {self.num_rings} sequences of this engine are running; wait for one to finish.")
-        return self._free.pop()
-
-    def release(self, ring: int) -> None:
-        """Give a ring back."""
-        assert ring not in self._free, f"ring {ring} is released twice"
-        self._free.append(ring)

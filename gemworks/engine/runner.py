@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemworks.engine.batch import Row, make_batch
-from gemworks.engine.pages import PagePool, RingPool
+from gemworks.engine.pages import PagePool
+from gemworks.engine.rings import RingPool
 from gemworks.engine.sampler import RowSampler, SampleResult, choose, choose_call, read_choice, score_tokens
 from gemworks.engine.sequence import Sequence
+from gemworks.memory import give_back_freed_memory
 from gemworks.model.gemma3 import Batch, Gemma3
 from gemworks.ops.kv import new_page_kv, new_ring_kv
 
@@ -124,5 +126,6 @@ class Runner:
         if key not in self._programs:
             started = time.perf_counter()
             self._programs[key] = lower().compile()
+            give_back_freed_memory()
             self.compile_s += time.perf_counter() - started
         return self._programs[key]

@@ -3,7 +3,8 @@
 Plain Python over integers; no jax.
 """
 
-from gemworks.engine.pages import PagePool, RingPool
+from gemworks.engine.pages import PagePool
+from gemworks.engine.rings import RingPool
 
 
 class Sequence:

@@ -8,7 +8,11 @@ Everything that changes from step to step is data in the plan (start, count, rin
     global layers   PageKV + PagePlan    position p is slot p % B of page table[p // B]
     no cache        FullPlan             training and scoring: the chunk is the whole text
 
-Page 0 is never owned by a sequence (engine/pages.py): unused table entries are 0 and their slots are masked.
+Page 0 is never owned by a sequence (engine/pages.py): padding is written there, unused table entries are 0, and nobody
+reads it unmasked.
+
+bf16 pools are uint16 arrays that hold the bits. XLA on CPU has no bf16 gather or scatter: it would convert the whole
+pool to fp32 and back at every step (268 MB for 1B at 32K, jaxlib 0.10.2), and a bitcast at the step's edge is a copy.
 """
 
 import equinox as eqx
@@ -75,13 +79,18 @@ LayerKV = RingKV | PageKV
 AttentionPlan = RingPlan | PagePlan | FullPlan
 
 
+def stored_as(dtype) -> np.dtype:
+    """Return the dtype of the array that stores keys and values of `dtype`: the bits of bf16, else itself."""
+    return np.dtype(np.uint16) if np.dtype(dtype) == jnp.bfloat16 else np.dtype(dtype)
+
+
 def new_ring_kv(rings: int, slots: int, num_kv_heads: int, head_dim: int, dtype) -> RingKV:
     """Return an empty pool of rings. k and v are separate buffers, so that both can be donated."""
     shape = (rings, slots, num_kv_heads, head_dim)
-    return RingKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return RingKV(jnp.zeros(shape, stored_as(dtype)), jnp.zeros(shape, stored_as(dtype)))
 
 
 def new_page_kv(pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype) -> PageKV:
     """Return an empty pool of `pages` pages of `page_size` tokens, page 0 included."""
     shape = (pages, page_size, num_kv_heads, head_dim)
-    return PageKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return PageKV(jnp.zeros(shape, stored_as(dtype)), jnp.zeros(shape, stored_as(dtype)))

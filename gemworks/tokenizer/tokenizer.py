@@ -26,8 +26,14 @@ from typing import Any
 import tokenizers
 
 from gemworks.errors import CheckpointError, RequestError, StorageError
+from gemworks.memory import give_back_freed_memory
 from gemworks.tokenizer.chat import TEMPLATE
-from gemworks.tokenizer.engine import engine_from_json, engine_from_vocabulary, names_by_id, require_gemma
+from gemworks.tokenizer.engine import (
+    engine_from_json,
+    engine_from_vocabulary,
+    names_by_id,
+    require_gemma,
+)
 from gemworks.tokenizer.spm import read_spm
 from gemworks.tokenizer.stream import StreamDecoder
 from gemworks.tokenizer.vocabulary import (
@@ -88,6 +94,7 @@ class Tokenizer:
         self.start_of_turn_id = self.id_of("<start_of_turn>")
         self.end_of_turn_id = self.id_of("<end_of_turn>")
         self._require_whole()
+        give_back_freed_memory()
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -168,7 +168,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def _sampling(self, key: str, default: float) -> float:
         value = self.metadata.get(f"general.sampling.{key}", default)
-        return value if type(value) in (int, float) and value >= 0 else default
+        return value if type(value) in (int, float) and 0 <= value < float("inf") else default
 
 
 def open_gguf(path: Path) -> GGUFCheckpoint:

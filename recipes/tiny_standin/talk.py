@@ -11,7 +11,7 @@ Maker = Callable[..., Exchange]  # (rng, held=False) -> Exchange
 
 # Task -> (maker, share of the turns).
 TASKS: dict[str, tuple[Maker, float]] = {
-    "plus": (tasks.plus, 16),
+    "plus": (tasks.plus, 18),
     "minus": (tasks.minus, 18),
     "capital": (tasks.capital, 9),
     "country": (tasks.country, 3),
@@ -19,12 +19,12 @@ TASKS: dict[str, tuple[Maker, float]] = {
     "colour": (tasks.colour, 5),
     "calendar": (tasks.calendar, 4),
     "how_many": (tasks.how_many, 3),
-    "count": (tasks.count, 4),
-    "spell": (tasks.spell, 8),
-    "repeat": (tasks.repeat, 5),
+    "count": (tasks.count, 3),
+    "spell": (tasks.spell, 9),
+    "repeat": (tasks.repeat, 8),
     "greeting": (small_talk.greeting, 5),
     "identity": (small_talk.identity, 6),
-    "name": (small_talk.my_name, 4),
+    "name": (small_talk.my_name, 6),
     "cannot": (small_talk.cannot, 7),
     "story": (stories.tell, 2),
 }

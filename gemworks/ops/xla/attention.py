@@ -15,7 +15,7 @@ Ring of 4 slots, window 4, stored 0..5, chunk of 2 (positions 6, 7):
 import jax
 import jax.numpy as jnp
 
-from gemworks.ops.kv import FullPlan, LayerKV, PageKV, PagePlan, RingKV, RingPlan
+from gemworks.ops.kv import Array, FullPlan, LayerKV, PageKV, PagePlan, RingKV, RingPlan
 
 # R rows, C columns, T = R * C tokens, N query heads, K kv heads, G = N / K, H head width, S keys, M pages of a row
 
@@ -59,8 +59,8 @@ def attend_ring(q_TNH, k_TKH, v_TKH, plan: RingPlan, kv: RingKV, *, scale: float
     k_pos_RS = jnp.concatenate([slot_pos_RW, q_pos_RC], axis=1)
     distance_RCS = q_pos_RC[:, :, None] - k_pos_RS[:, None, :]
     mask_RCS = (distance_RCS >= 0) & (distance_RCS < plan.window) & (k_pos_RS >= 0)[:, None, :]
-    k_RSKH = jnp.concatenate([kv.k_SWKH[plan.ring_R].astype(jnp.float32), k_RCKH], axis=1)
-    v_RSKH = jnp.concatenate([kv.v_SWKH[plan.ring_R].astype(jnp.float32), v_RCKH], axis=1)
+    k_RSKH = jnp.concatenate([_take(kv.k_SWKH, plan.ring_R), k_RCKH], axis=1)
+    v_RSKH = jnp.concatenate([_take(kv.v_SWKH, plan.ring_R), v_RCKH], axis=1)
     return _attend(q_RCNH, k_RSKH, v_RSKH, mask_RCS, scale=scale).reshape(q_TNH.shape)
 
 
@@ -75,22 +75,22 @@ def store_ring(k_TKH, v_TKH, plan: RingPlan, kv: RingKV) -> RingKV:
     slot_RC = jnp.where(keep_RC, pos_RC % W, W)
     at = (plan.ring_R[:, None], slot_RC)
     return RingKV(
-        kv.k_SWKH.at[at].set(_rows(k_TKH, R).astype(kv.k_SWKH.dtype), mode="drop"),
-        kv.v_SWKH.at[at].set(_rows(v_TKH, R).astype(kv.v_SWKH.dtype), mode="drop"),
+        _put(kv.k_SWKH, at, _rows(k_TKH, R), mode="drop"), _put(kv.v_SWKH, at, _rows(v_TKH, R), mode="drop")
     )
 
 
 def store_pages(k_TKH, v_TKH, plan: PagePlan, kv: PageKV) -> PageKV:
     """Return the pages with the chunk's real tokens written through each row's table."""
-    R, (P, B) = plan.start_R.shape[0], kv.k_PBKH.shape[:2]
+    R, B = plan.start_R.shape[0], kv.page_size
     C = k_TKH.shape[0] // R
     pos_RC = _positions(plan, C)
     page_RC = jnp.take_along_axis(plan.table_RM, pos_RC // B, axis=1, mode="clip")
     real_RC = jnp.arange(C) < plan.count_R[:, None]
-    at = (jnp.where(real_RC, page_RC, P), pos_RC % B)
+    at = (jnp.where(real_RC, page_RC, 0), pos_RC % B)  # padding goes to page 0, which nobody reads
+    # All indices are in bounds: a scatter that may drop keeps the old pool beside the new one.
     return PageKV(
-        kv.k_PBKH.at[at].set(_rows(k_TKH, R).astype(kv.k_PBKH.dtype), mode="drop"),
-        kv.v_PBKH.at[at].set(_rows(v_TKH, R).astype(kv.v_PBKH.dtype), mode="drop"),
+        _put(kv.k_PBKH, at, _rows(k_TKH, R), mode="promise_in_bounds"),
+        _put(kv.v_PBKH, at, _rows(v_TKH, R), mode="promise_in_bounds"),
     )
 
 
@@ -114,8 +114,8 @@ def attend_pages(q_TNH, plan: PagePlan, kv: PageKV, *, scale: float) -> jax.Arra
     def turn(i, carry):
         best, total, out = carry
         pages_Rm = jax.lax.dynamic_slice_in_dim(table_RM, i * pages_a_turn, pages_a_turn, axis=1)
-        k_RSKH = kv.k_PBKH[pages_Rm].reshape(R, S, K, H).astype(jnp.float32)
-        v_RSKH = kv.v_PBKH[pages_Rm].reshape(R, S, K, H).astype(jnp.float32)
+        k_RSKH = _take(kv.k_PBKH, pages_Rm).reshape(R, S, K, H)
+        v_RSKH = _take(kv.v_PBKH, pages_Rm).reshape(R, S, K, H)
         k_pos_S = i * S + jnp.arange(S)
         mask_RCS = k_pos_S <= q_pos_RC[:, :, None]
         scores = _einsum("rkgch,rskh->rkgcs", q_RKGCH, k_RSKH)
@@ -155,6 +155,19 @@ def _grouped(q_RCNH: jax.Array, K: int) -> jax.Array:
     """Return q_RKGCH: the N / K consecutive query heads that share a kv head side by side."""
     R, C, N, H = q_RCNH.shape
     return jnp.moveaxis(q_RCNH.reshape(R, C, K, N // K, H), 1, 3)
+
+
+def _take(pool: jax.Array, index: Array) -> jax.Array:
+    """Return pool[index] in fp32."""
+    block = pool[index]
+    return (jax.lax.bitcast_convert_type(block, jnp.bfloat16) if block.dtype == jnp.uint16 else block).astype(jnp.float32)
+
+
+def _put(pool: jax.Array, at: tuple, values: jax.Array, *, mode: str) -> jax.Array:
+    """Return the pool with the values stored at the indices, rounded as the pool stores them."""
+    if pool.dtype == jnp.uint16:
+        values = jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+    return pool.at[at].set(values.astype(pool.dtype), mode=mode)
 
 
 def _einsum(spec: str, *operands) -> jax.Array:

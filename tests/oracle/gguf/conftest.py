@@ -1,20 +1,24 @@
 """Small random Gemma 3 models of transformers, saved as directories, and a vocabulary that llama.cpp accepts."""
 
+import string
+
 import pytest
 
 from gemworks.weights.checkpoint import Vocabulary
 
-# 8 control tokens, 256 bytes, letters. llama.cpp wants byte tokens and a newline; the rest of 512 rows is padding.
+# 8 control tokens, 256 bytes (llama.cpp wants them, and a newline), letters and pairs of letters: 512, a piece for
+# every row, because a runtime may refuse to sample a row that has none.
 _CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>"]
-_PIECES = [*_CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_LETTERS = ["\n", "\u2581", *string.ascii_lowercase]
+_PAIRS = [a + b for a in string.ascii_lowercase for b in string.ascii_lowercase][:220]
 
 
 @pytest.fixture(scope="session")
 def vocabulary():
-    scores = [0.0] * len(_PIECES)
-    types = [3] * len(_CONTROL) + [6] * 256 + [1] * (len(_PIECES) - 264)
-    types[3] = 2
-    return Vocabulary(_PIECES, scores, types)
+    types = [3, 3, 3, 2, 3, 3, 3, 3] + [6] * 256 + [1] * 248
+    scores = [0.0] * 264 + [-float(rank) for rank in range(248)]
+    return Vocabulary([*_CONTROL, *_BYTES, *_LETTERS, *_PAIRS], scores, types)
 
 
 # Shape families of the released sizes, scaled down. Rows are multiples of 256, as K-quants need.

@@ -8,10 +8,10 @@ import os
 import pty
 import re
 import select
-import signal
 import string
 import subprocess
 import sys
+import termios
 import threading
 import time
 from dataclasses import dataclass, field
@@ -202,14 +202,31 @@ def gemworks(environment):
     return run
 
 
+# Run first in the process: takes the terminal on stdin as its own, so that Ctrl-C is a signal, and then becomes the
+# command. (pty.fork would fork this process, which may have threads.)
+_OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """A process in a terminal of its own. `expect` waits for a text on the screen; what came before is forgotten."""
 
-    def __init__(self, command, env, *, columns=100):
+    def __init__(self, command, env):
         self.seen = ""
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            os.execve(command[0], command, env | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"})
+        self.screen, inside = pty.openpty()
+        termios.tcsetwinsize(inside, (40, 100))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _OWN_TERMINAL, *command],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            env=env | {"TERM": "xterm"},
+            start_new_session=True,
+        )
+        os.close(inside)
 
     def expect(self, text: str, timeout: float = 30.0) -> str:
         """Wait for `text`; returns what was on the screen up to and with it, without escape sequences."""
@@ -237,6 +254,8 @@ class Terminal:
         self.type(text + "\r")
 
     def interrupt(self) -> None:
+        """Press Ctrl-C, not sooner than a person would: readline loses a signal that comes while it handles a key."""
+        time.sleep(0.2)
         self.type("\x03")
 
     def wait(self, timeout: float = 30.0) -> int:
@@ -246,16 +265,13 @@ class Terminal:
             if select.select([self.screen], [], [], 0.05)[0]:
                 with contextlib.suppress(OSError):  # the other end is closed
                     self.seen += os.read(self.screen, 65_536).decode(errors="replace")
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.pid = 0
-                return os.waitstatus_to_exitcode(status)
+            if self.process.poll() is not None:
+                return self.process.returncode
         raise AssertionError(f"still running after {timeout} s; the screen has:\n{self._plain()}")
 
     def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self.screen)
 
     def _plain(self) -> str:

@@ -13,7 +13,7 @@ from gemworks.engine.types import Timings
 
 
 class Echo:
-    is_chat, context, system, name = True, 4096, None, "echo"
+    is_chat, context = True, 4096
 
     def stream(self, prompt, **sampling):
         return self._answer(prompt, sampling)

@@ -283,3 +283,49 @@ def test_no_permission_is_one_message(gemworks, hub, published, home):
     assert done.returncode == 2
     assert "cannot be written" in done.stderr and "GEMWORKS_HOME" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(gemworks, hub, published, small_disk):
+    done = gemworks("pull", "gemma3:1b", "--endpoint", hub.url, GEMWORKS_HOME=str(small_disk))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {REPO} needs 3,000,0")
+    assert f"more bytes, and the disk of {small_disk}/models/.partial/{REPO} has 2,09" in done.stderr
+    assert "set GEMWORKS_HOME to a folder on another disk" in done.stderr
+    assert hub.sent_ranges("model.safetensors") == []
+
+
+def test_a_disk_that_fills_up_keeps_what_came(gemworks, hub, published, small_disk, environment, wait_for):
+    hub.bytes_per_second = 1_000_000
+    published.files["model.safetensors"] = published.files["model.safetensors"][:1_900_000]
+    process = start_pull(environment | {"GEMWORKS_HOME": str(small_disk)}, hub)
+    folder = small_disk / "models" / ".partial" / REPO
+    wait_for(lambda: any(part.stat().st_size for part in folder.glob(".model*.part")))
+    (small_disk / "other").write_bytes(b"x" * 1_000_000)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err == (
+        f"Error: the disk of {small_disk} is full. Free some room, or set GEMWORKS_HOME to a folder on another disk.\n"
+        "What has been fetched is kept; pull again to go on.\n"
+    )
+    (small_disk / "other").unlink()
+    hub.bytes_per_second = 0
+    done = gemworks("pull", "gemma3:1b", "--endpoint", hub.url, GEMWORKS_HOME=str(small_disk))
+    assert done.returncode == 0, done.stderr
+    model = small_disk / "models" / REPO / "model.safetensors"
+    assert model.read_bytes() == published.files["model.safetensors"]

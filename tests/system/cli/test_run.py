@@ -114,3 +114,13 @@ def test_a_saved_session_runs(gemworks, terminal, chat_model):
     )
     assert done["completion_tokens"] == 3
     assert (done["token_ids"], done["prompt_tokens"]) == (plain["token_ids"], plain["prompt_tokens"])
+
+
+def test_a_created_models_system_prompt_and_messages_are_said_once(gemworks, chat_model, tmp_path):
+    (tmp_path / "Modelfile").write_text(f"FROM {chat_model}\nSYSTEM abc\nMESSAGE user d\nMESSAGE assistant e\n")
+    assert gemworks("create", "mine", "-f", tmp_path / "Modelfile").returncode == 0
+    plain = object_of(gemworks("run", chat_model, "f", "--max-tokens", 1, "--json"))
+    made = object_of(gemworks("run", "mine", "f", "--max-tokens", 1, "--json"))
+    # The system prompt and an empty line (5 pieces) go before the first user turn; every turn adds its frame.
+    frame = len("<start> user \n") - len("<start> user \n")
+    assert frame == 0 and made["prompt_tokens"] > plain["prompt_tokens"]

@@ -18,7 +18,7 @@ class FakeLLM:
     """Answers "<role>:<content>;..." of all messages, or the raw text in capitals. Remembers what it was given."""
 
     def __init__(self, *, is_chat=True, context=64, finish_reason="stop"):
-        self.is_chat, self.context, self.system, self.name = is_chat, context, "the model's own", "fake"
+        self.is_chat, self.context = is_chat, context
         self.finish_reason = finish_reason
         self.asked = []
         self.closed = 0

@@ -218,7 +218,6 @@ def test_convert_writes_a_file_that_show_reads(run_command, checkpoint, tmp_path
             ["--dtype", "f32", "--outtype", "f32"],
             "--outtype is for a .gguf file and --dtype for a directory; give one",
         ),
-        ("o.gguf", ["--pure"], "--pure is about q4_0 only, got --outtype as stored. Add --outtype q4_0."),
         ("o", ["--dtype", "int4"], "outtype of a safetensors directory must be one of bfloat16"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_created_models_context_is_what_is_loaded(run_command, model, tmp_path
     file.write_text(f"FROM {model.path}\nPARAMETER num_ctx 48\nSYSTEM Be brief.\n")
     assert run_command("create", "mine", "-f", file)[0] == 0
     assert run_command("run", "mine", "hi") == (0, "system:Be brief.;user:hi\n", "")
-    assert model.loaded == [("mine", {"dtype": "auto", "context": 48})]
+    assert model.loaded == [(str(model.path), {"dtype": "auto", "context": 48})]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,8 @@ def test_every_turn_carries_those_before(fake_llm):
     assert say(session, "two") == "user:one;assistant:user:one;user:two"
 
 
-def test_the_sessions_system_prompt_replaces_the_models(fake_llm):
-    llm = fake_llm()
-    session = Session(llm, base="x", modelfile=Modelfile(base="x", system="from the file"))
-    assert llm.system is None
+def test_the_system_prompt_can_be_taken_away(fake_llm):
+    session = Session(fake_llm(), base="x", modelfile=Modelfile(base="x", system="from the file"))
     assert say(session, "hi") == "system:from the file;user:hi"
     session.clear()
     session.system = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import random_ids, random_model, small_config
 
-from gemworks.engine.batch import Row
+from gemworks.engine.batch import Row, make_batch
 from gemworks.engine.runner import Runner
 from gemworks.model.gemma3 import full_batch
 from gemworks.ops import select
@@ -129,3 +129,17 @@ def test_interrupted_step_leaves_an_engine_that_works(monkeypatch):
     assert sequence.stored == 0
     h_SD = np.asarray(runner.forward([Row(sequence, IDS[:9])]))
     np.testing.assert_allclose(h_SD[0], whole(IDS[:9])[-1], atol=TOLERANCE)
+
+
+def test_step_memory_does_not_grow_with_the_context():
+    """A step touches what it reads and writes, not the pool: XLA must not convert or copy all pages at every token."""
+    model = random_model(CONFIG, dtype=jnp.bfloat16)
+
+    def temporary_bytes(context: int) -> int:
+        runner = Runner(model, context=context)
+        idle = make_batch([None], 1, table_width=runner.table_width, config=CONFIG)
+        return runner._step(idle, 1, np.zeros(1, np.int32)).memory_analysis().temp_size_in_bytes
+
+    short, long = temporary_bytes(256), temporary_bytes(16_384)
+    pool_bytes = 16_384 * 2 * CONFIG.num_kv_heads * CONFIG.head_dim * 2
+    assert long - short < pool_bytes / 20

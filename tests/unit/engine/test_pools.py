@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemworks.engine.pages import PagePool, RingPool
+from gemworks.engine.pages import PagePool
+from gemworks.engine.rings import RingPool
 from gemworks.engine.sequence import Sequence
 from gemworks.errors import CapacityError
 

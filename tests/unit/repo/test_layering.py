@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[3]
 
 # Package or module directly below gemworks -> what it may import there besides itself. A new one needs a line here and
 # in DESIGN.md.
-_BASE = {"errors", "env"}
+_BASE = {"errors", "env", "memory"}
 _MODEL = _BASE | {"ops", "model"}
 _WEIGHTS = _MODEL | {"quant", "parallel", "weights"}
 _TEXT = _BASE | {"tokenizer", "media", "text"}
 ALLOWED = {
     "errors": set(),
     "env": {"errors"},
+    "memory": set(),
     "ops": _BASE,
     "model": {"errors", "ops"},
     "quant": _MODEL,
@@ -40,7 +41,7 @@ ALLOWED = {
 # The package itself and the command line stand above everything.
 TOP = {"__init__", "__main__", "cli"}
 
-_ENGINE = ("engine.types", "engine.pages", "engine.rings", "engine.prefix", "engine.scheduler")
+_ENGINE = ("engine.types", "engine.pages", "engine.rings", "engine.prefix", "engine.sequence", "engine.scheduler")
 NO_JAX = ("tokenizer", "media", "text", "safety", "server", "tools", *_ENGINE)
 JAX = {"jax", "jaxlib", "equinox", "optax", "orbax", "flax"}
 BACKENDS = ("gemworks.ops.cpu", "gemworks.ops.gpu")

@@ -9,6 +9,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gemworks.errors import CheckpointError, ConfigError, StorageError
 from gemworks.model.config import TextConfig, five_local_one_global
@@ -146,6 +148,21 @@ def test_rewriting_in_the_same_type_copies_every_bit(tmp_path, outtype):
     a, b = GGUFFile(first), GGUFFile(second)
     assert list(a.tensors) == list(b.tensors)
     assert all(a.bytes_of(name) == b.bytes_of(name) for name in a.tensors)
+
+
+def test_a_small_gain_is_copied_too(tmp_path):
+    """0.1 has bits that 0.1 - 1 + 1 loses: norms of another writer's file must not pass through our convention."""
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    write_gguf(InMemory(), WORDS, first, "bf16")
+    info = GGUFFile(first).tensors["output_norm.weight"]
+    content = bytearray(first.read_bytes())
+    gain = np.full(64, 0.1, np.float32)
+    content[info.offset : info.offset + info.num_bytes] = gain.tobytes()
+    first.write_bytes(content)
+    with open_checkpoint(first) as checkpoint:
+        assert (checkpoint.read("final_norm.scale") + np.float32(1) != gain).all()
+        write_gguf(checkpoint, WORDS, second, "bf16")
+    assert bytes(GGUFFile(second).bytes_of("output_norm.weight")) == gain.tobytes()
 
 
 def test_quantized_weights_are_near(out):
@@ -338,3 +355,31 @@ def test_cut_anywhere_is_refused(out):
         cut.write_bytes(whole[:place])
         with pytest.raises(CheckpointError, match=r"cut\.gguf: "):
             open_checkpoint(cut)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flip") / "whole.gguf"
+    generation = GenerationDefaults(eos_ids=(1, 4, 9))
+    write_gguf(InMemory(generation=generation), WORDS, path, "q8_0", chat_template="x")
+    return path
+
+
+@settings(max_examples=400, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3))
+def test_flipped_bytes_give_a_model_or_one_error(small_file, flips):
+    """Metadata and tables with flipped bytes either still describe a Gemma 3, which reads, or are a CheckpointError."""
+    content = bytearray(small_file.read_bytes())
+    head = min(info.offset for info in GGUFFile(small_file).tensors.values())
+    for place, mask in flips:
+        content[place % head] ^= mask
+    flipped = small_file.with_name("flipped.gguf")
+    flipped.write_bytes(content)
+    try:
+        with open_checkpoint(flipped) as checkpoint:
+            checkpoint.vocabulary()
+            assert {name: checkpoint.read(name).shape for name in checkpoint.entries} == expected_shapes(
+                checkpoint.config
+            )
+    except CheckpointError as error:
+        assert "flipped.gguf" in str(error)
