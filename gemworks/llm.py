@@ -192,7 +192,7 @@ class LLM:
 
     def _stream_ids(self, ids: list[int], *, stop: str | Sequence[str] | None = None, **overrides) -> Iterator[Chunk]:
         params = self.sampling(**overrides)
-        wanted: str | Sequence[str] = self._defaults.get("stop", ()) if stop is None else stop
+        wanted: Any = self._defaults.get("stop", ()) if stop is None else stop
         stops = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         if not all(isinstance(s, str) and s for s in stops):
             raise RequestError(f"stop must be texts of at least one character, got {wanted!r}.")

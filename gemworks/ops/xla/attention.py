@@ -74,9 +74,7 @@ def store_ring(k_TKH, v_TKH, plan: RingPlan, kv: RingKV) -> RingKV:
     keep_RC = (pos_RC < end_R1) & (pos_RC >= end_R1 - W)
     slot_RC = jnp.where(keep_RC, pos_RC % W, W)
     at = (plan.ring_R[:, None], slot_RC)
-    return RingKV(
-        _put(kv.k_SWKH, at, _rows(k_TKH, R), mode="drop"), _put(kv.v_SWKH, at, _rows(v_TKH, R), mode="drop")
-    )
+    return RingKV(_put(kv.k_SWKH, at, _rows(k_TKH, R), mode="drop"), _put(kv.v_SWKH, at, _rows(v_TKH, R), mode="drop"))
 
 
 def store_pages(k_TKH, v_TKH, plan: PagePlan, kv: PageKV) -> PageKV:
@@ -160,7 +158,9 @@ def _grouped(q_RCNH: jax.Array, K: int) -> jax.Array:
 def _take(pool: jax.Array, index: Array) -> jax.Array:
     """Return pool[index] in fp32."""
     block = pool[index]
-    return (jax.lax.bitcast_convert_type(block, jnp.bfloat16) if block.dtype == jnp.uint16 else block).astype(jnp.float32)
+    if block.dtype == jnp.uint16:
+        block = jax.lax.bitcast_convert_type(block, jnp.bfloat16)
+    return block.astype(jnp.float32)
 
 
 def _put(pool: jax.Array, at: tuple, values: jax.Array, *, mode: str) -> jax.Array:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gemworks.cli import machine, plan
+from gemworks.llm import DEFAULT_CONTEXT
 
 # Parameters of the text models and of the vision tower with its projector, spec 3.4.
 TEXT = {"270m": 268_098_176, "1b": 999_885_952, "4b": 3_880_263_168, "12b": 11_766_034_176, "27b": 27_009_346_304}
@@ -79,9 +80,10 @@ def test_quantized_formats(run_command, name, bits):
     assert found["format"] == name
 
 
-def test_the_default_context_is_32k_or_the_models_limit(run_command):
-    assert facts(run_command, "gemma3:27b")["context"] == 32_768
-    assert facts(run_command, "gemma3:270m")["context"] == 32_768
+def test_the_default_context_is_what_llm_would_take(run_command):
+    assert (
+        facts(run_command, "gemma3:27b")["context"] == facts(run_command, "gemma3:270m")["context"] == DEFAULT_CONTEXT
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_released_name_needs_no_files(run_command, name):
 @pytest.mark.parametrize(("available", "fits"), [(2_200_000_000, True), (2_100_000_000, False), (0, None)])
 def test_whether_it_fits_is_measured_against_free_memory(run_command, monkeypatch, available, fits):
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=64_000_000_000, available=available))
-    assert facts(run_command, "gemma3:1b")["fits"] is fits
+    assert facts(run_command, "gemma3:1b", "--context", 32_768)["fits"] is fits
 
 
 @pytest.mark.parametrize(
