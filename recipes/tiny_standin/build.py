@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+
 from gemworks.model.config import TextConfig
 from gemworks.model.costs import num_parameters
 from gemworks.model.gemma3 import Gemma3
@@ -14,7 +16,7 @@ from recipes.tiny_standin.loss import as_stored
 from recipes.tiny_standin.packing import Rows
 from recipes.tiny_standin.recipe import Recipe
 from recipes.tiny_standin.saving import save
-from recipes.tiny_standin.training import initial_model, optimizer, train_step
+from recipes.tiny_standin.training import begin, model_of
 from recipes.tiny_standin.vocabulary import train_tokenizer
 
 Report = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -61,16 +63,14 @@ def make(
 
 def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: Report) -> tuple[Gemma3, list[float]]:
     """Return the trained float32 model, and the loss of every twentieth step and the last."""
-    model = initial_model(config, recipe.seed)
-    transform = optimizer(recipe, config.vocab_size)
-    state = transform.init(model)
+    stacks, state, put, step = begin(recipe, config, jax.devices()[:MAX_DEVICES])
     losses: list[float] = []
-    for step, rows in enumerate(batches(recipe, short, long)):
-        model, state, loss = train_step(rows, model, state, transform.update)
-        if step % _LOSS_EVERY == 0 or step == recipe.steps - 1:
+    for number, rows in enumerate(batches(recipe, short, long), 1):
+        stacks, state, loss = step(put(rows), stacks, state)
+        if number % _LOSS_EVERY == 1 or number == recipe.steps:
             losses.append(float(loss))
-            report(f"training, loss {losses[-1]:.3f}", step + 1, recipe.steps)
-    return model, losses
+            report(f"training, loss {losses[-1]:.3f}", number, recipe.steps)
+    return model_of(jax.device_get(stacks), config), losses
 
 
 def batches(recipe: Recipe, short: Rows, long: Rows) -> Iterator[Rows]:

@@ -18,7 +18,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from gemworks.tokenizer.tokenizer import Tokenizer
 from gemworks.tokenizer.vocabulary import SPACE, PieceType, byte_piece
 
-SIZE = 1024
+SIZE = 768
 _LONGEST_RUN = 31
 _CHARACTERS = SPACE + "".join(c for c in string.printable if c.isprintable() and c != " ")
 _LAST = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
