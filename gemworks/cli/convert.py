@@ -18,6 +18,7 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Directory: bfloat16, float16, float32. Default: as stored.")
     ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="q4_0 for the embedding too (it is q8_0 otherwise).")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a sentence.")] = False,
 ) -> None:
@@ -32,9 +33,11 @@ def convert(
         flag, other = ("--dtype", "--outtype") if to_gguf else ("--outtype", "--dtype")
         kind = "a .gguf file" if to_gguf else "a directory"
         raise ConfigError(f"{flag} is not for {kind}, and {out} is one. Use {other}.")
+    if pure and outtype != "q4_0":
+        raise ConfigError("--pure is about the embedding of a q4_0 file. Give it with --outtype q4_0, or leave it out.")
     resolved = hub.resolve(source)
     with console.loading(f"converting {resolved.name}") as progress:
-        convert_checkpoint(resolved.path, out, outtype=outtype or dtype, force=force, progress=progress)
+        convert_checkpoint(resolved.path, out, outtype=outtype or dtype, pure=pure, force=force, progress=progress)
     num_bytes = sum(path.stat().st_size for path in ([out] if out.is_file() else out.iterdir()))
     if json:
         console.emit_json({"source": str(resolved.path), "path": str(out), "size_bytes": num_bytes})

@@ -64,6 +64,7 @@ def convert(
     out_path: str | Path,
     *,
     outtype: str | None = None,
+    pure: bool = False,
     shard_bytes: int = SHARD_BYTES,
     force: bool = False,
     progress: Progress | None = None,
@@ -71,9 +72,9 @@ def convert(
     """Write the checkpoint at `in_path` to `out_path`: GGUF if that ends in .gguf, else a Hugging Face directory.
 
     outtype: bfloat16, float32 or float16 for a directory (default: as stored; bfloat16 for block-quantized input);
-    f32, f16, bf16, q8_0 or q4_0 for GGUF (default: as most matrices are stored). `progress(bytes_done, bytes_total)`
-    follows every tensor. Raises ConfigError for an outtype or output that will not do, else as open_checkpoint and
-    save_hf do.
+    f32, f16, bf16, q8_0 or q4_0 for GGUF (default: as most matrices are stored). `pure` stores the embedding of a
+    q4_0 file in Q4_0 too, not in Q8_0. `progress(bytes_done, bytes_total)` follows every tensor. Raises ConfigError
+    for an outtype or output that will not do, else as open_checkpoint and save_hf do.
     """
     in_path, out_path = Path(in_path).expanduser(), Path(out_path).expanduser()
     to_gguf = out_path.suffix == ".gguf"
@@ -94,6 +95,7 @@ def convert(
                 _vocabulary(checkpoint),
                 out_path,
                 wanted or GGUF_TYPES.get(_main_dtype(checkpoint).lower(), "bf16"),
+                pure=pure,
                 force=force,
                 progress=progress,
             )

@@ -18,7 +18,7 @@ COMMANDS = {
     "show": {"arguments": ["model"], "flags": {"--modelfile", "--json"}},
     "rm": {"arguments": ["models..."], "flags": {"--yes", "-y", "--json"}},
     "create": {"arguments": ["name"], "flags": {"--file", "-f", "--json"}},
-    "convert": {"arguments": ["source", "out"], "flags": {"--outtype", "--dtype", "--force", "--json"}},
+    "convert": {"arguments": ["source", "out"], "flags": {"--outtype", "--dtype", "--pure", "--force", "--json"}},
     "plan": {"arguments": ["model"], "flags": {"--context", "--format", "--json"}},
     "doctor": {"arguments": [], "flags": {"--json"}},
 }  # fmt: skip

@@ -208,6 +208,18 @@ def test_convert_writes_a_file_that_show_reads(run_command, checkpoint, tmp_path
     assert json.loads(run_command("show", out, "--json")[1])["stored_as"] == {"BF16": 2 * PARAMETERS}
 
 
+@pytest.mark.parametrize(("flags", "embedding"), [([], "Q8_0"), (["--pure"], "Q4_0")])
+def test_convert_chooses_the_embeddings_type(run_command, tmp_path, flags, embedding):
+    from gemworks.weights.checkpoint import open_checkpoint
+
+    out = tmp_path / "tiny.gguf"
+    code, _, err = run_command("convert", "tiny", out, "--outtype", "q4_0", *flags)
+    assert (code, err) == (0, "")
+    with open_checkpoint(out) as checkpoint:
+        assert checkpoint.entries["embed.weight"].dtype == embedding
+        assert checkpoint.entries["layers.0.ffw.up.weight"].dtype == "Q4_0"
+
+
 @pytest.mark.parametrize(
     ("out", "flags", "message"),
     [
@@ -218,6 +230,7 @@ def test_convert_writes_a_file_that_show_reads(run_command, checkpoint, tmp_path
             ["--dtype", "f32", "--outtype", "f32"],
             "--outtype is for a .gguf file and --dtype for a directory; give one",
         ),
+        ("o.gguf", ["--pure"], "--pure is about the embedding of a q4_0 file. Give it with --outtype q4_0"),
         ("o", ["--dtype", "int4"], "outtype of a safetensors directory must be one of bfloat16"),
     ],
 )
