@@ -1,9 +1,11 @@
 """Command line of the recipe. Ctrl-C at any time leaves nothing behind."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +26,7 @@ def main(
 ) -> None:
     """Train the tiny stand-in model from nothing and write it as a model directory."""
     console = Console(stderr=True)
+    jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))  # see training.begin
     recipe = Recipe(seed=seed, steps=steps)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     try:

@@ -22,7 +22,7 @@ from recipes.tiny_standin.vocabulary import train_tokenizer
 Report = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 PER_TASK = 200  # held-out questions of every task
-_LOSS_EVERY = 20  # steps between two looks at the loss: looking waits for the step to end
+_LOSS_EVERY = 20  # steps between two losses that are kept and shown
 
 
 def make(
@@ -63,10 +63,11 @@ def make(
 
 def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: Report) -> tuple[Gemma3, list[float]]:
     """Return the trained float32 model, and the loss of every twentieth step and the last."""
-    stacks, state, put, step = begin(recipe, config, jax.devices()[:MAX_DEVICES])
+    stacks, state, put, step = begin(recipe, config, jax.devices())
     losses: list[float] = []
     for number, rows in enumerate(batches(recipe, short, long), 1):
-        stacks, state, loss = step(put(rows), stacks, state)
+        # With steps queued up, two devices may each wait for the other's next step: XLA's threads are as many as they.
+        stacks, state, loss = jax.block_until_ready(step(put(rows), stacks, state))
         if number % _LOSS_EVERY == 1 or number == recipe.steps:
             losses.append(float(loss))
             report(f"training, loss {losses[-1]:.3f}", number, recipe.steps)
@@ -75,7 +76,7 @@ def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: R
 
 def batches(recipe: Recipe, short: Rows, long: Rows) -> Iterator[Rows]:
     """Yield `recipe.steps` batches: every `long_every`-th of long rows, the others of short ones, none twice."""
-    num_short, num_long = recipe.batch_tokens // recipe.row, max(1, recipe.batch_tokens // recipe.long_row)
+    num_short, num_long = recipe.batch_tokens // recipe.row, recipe.long_tokens // recipe.long_row
     at_short = at_long = 0
     for step in range(1, recipe.steps + 1):
         if step % recipe.long_every == 0:

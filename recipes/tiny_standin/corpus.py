@@ -9,7 +9,7 @@ from recipes.tiny_standin.packing import Rows, Sample, chat_sample, pack, shuffl
 from recipes.tiny_standin.recipe import Recipe
 
 _TOKENIZER_TALKS, _TOKENIZER_TEXTS = 8000, 800
-_PLAIN_SHARE = {"row": 0.06, "long_row": 0.3}  # of the texts; the others are conversations
+_PLAIN_SHARE = {"row": 0.27, "long_row": 0.3}  # of the texts; the others are conversations
 _LONG_TALK = (6, 24)  # turns of a conversation in a long row, at least and at most
 
 
@@ -28,7 +28,7 @@ def training_rows(tokenizer: Tokenizer, recipe: Recipe) -> tuple[Rows, Rows]:
     long_steps = recipe.steps // recipe.long_every
     return (
         _rows(tokenizer, recipe, "row", recipe.row, (recipe.steps - long_steps) * recipe.batch_tokens),
-        _rows(tokenizer, recipe, "long_row", recipe.long_row, long_steps * max(recipe.batch_tokens, recipe.long_row)),
+        _rows(tokenizer, recipe, "long_row", recipe.long_row, long_steps * recipe.long_tokens),
     )
 
 

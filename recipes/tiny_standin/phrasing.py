@@ -11,6 +11,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+_BEFORE = ("Please:", "Ok,", "So,", "Tiny,", "Now,", "Question:", "Well,")
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -30,7 +32,7 @@ class Phrasing:
     held: tuple[str, ...]
 
     def ask(self, rng: random.Random, *, held: bool = False, lower_slots: bool = True, **slots: Any) -> str:
-        """Return a question. Trained ones are also written carelessly: in lower case, without the last mark.
+        """Return a question. Trained ones are also in lower case now and then, without the last mark, or after a word.
 
         lower_slots=False keeps the slots as they are where the answer must copy them.
         """
@@ -43,6 +45,8 @@ class Phrasing:
                 slots = {name: str(value).lower() for name, value in slots.items()}
         if rng.random() < 0.25 and template[-1] in ".?!":
             template = template[:-1]
+        if rng.random() < 0.08:
+            template = f"{rng.choice(_BEFORE)} {template}"
         return template.format(**slots)
 
 

@@ -6,12 +6,16 @@ from gemworks.model.config import TextConfig, five_local_one_global
 
 
 class Recipe(NamedTuple):
-    """What a run is made of. `steps` batches of `batch_tokens`, every `long_every`-th in rows of `long_row`."""
+    """What a run is made of: `steps` batches of `batch_tokens` in rows of `row` tokens.
+
+    Every `long_every`-th batch is of `long_tokens` in rows of `long_row` instead, so that far positions are known too.
+    """
 
     seed: int = 0
-    steps: int = 2500
-    batch_tokens: int = 1024
-    row: int = 128
+    steps: int = 2800
+    batch_tokens: int = 960
+    row: int = 160
+    long_tokens: int = 2048
     long_row: int = 1024
     long_every: int = 32
     muon_peak: float = 0.03

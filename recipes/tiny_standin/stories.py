@@ -7,6 +7,7 @@ import random
 
 from recipes.tiny_standin.facts import ANIMALS, CAPITALS, COLOURS, DAYS, MONTHS, NAMES, OPPOSITES, listed
 from recipes.tiny_standin.phrasing import Exchange, Phrasing
+from recipes.tiny_standin.tasks import PRACTICE
 
 _ADJECTIVES = listed("small old brave happy clever lazy kind hungry quiet funny")
 _PLACES = listed("forest garden village river castle hill farm town park beach")
@@ -40,39 +41,29 @@ _ASK_ANY = Phrasing(
 
 
 def story(rng: random.Random, hero: str | None = None) -> str:
-    """A story of eight sentences, about 90 tokens. `hero` is an animal; a name of its own is given to it."""
+    """A story of six sentences, about 80 tokens. `hero` is an animal; a name of its own is given to it."""
     hero = hero or rng.choice(ANIMALS)
     name, friend = rng.sample(NAMES, 2)
     place, other_place = rng.sample(_PLACES, 2)
     thing = f"{rng.choice(_PAINT)} {rng.choice(_THINGS)}"
     other = rng.choice([animal for animal in ANIMALS if animal != hero])
-    lines = [
-        rng.choice(("Once upon a time there was", "Long ago there was", "There once was"))
-        + f" {_a(rng.choice(_ADJECTIVES))} {hero} called {name}.",
+    begin = rng.choice(("Once upon a time there was", "Long ago there was", "There once was"))
+    found = (
+        f"One day {name} found a {thing} in the {other_place}.",
+        f'"Look, a {thing}!" said {name}.',
+        f"They played with the {thing} until the sun went down.",
+    )
+    lost = (
+        f"One day {name} lost a {thing} in the {other_place}.",
+        f'"I will help you," said {friend}, and found the {thing}.',
+        f"Then they went home to the {place}.",
+    )
+    lines = (
+        f"{begin} {_a(rng.choice(_ADJECTIVES))} {hero} called {name}.",
         f"{name} lived near the {place} with {_a(other)} called {friend}.",
-        rng.choice(
-            (
-                f"One day {name} found a {thing} in the {other_place}.",
-                f"One day {name} lost a {thing} in the {other_place}.",
-            )
-        ),
-    ]
-    if "found" in lines[-1]:
-        lines += [
-            f'"Look, a {thing}!" said {name}.',
-            f'"How nice!" said {friend}.',
-            f"{name} and {friend} played with the {thing} until the sun went down.",
-        ]
-    else:
-        lines += [
-            f'"Where is my {thing}?" said {name}.',
-            f'"I will help you," said {friend}.',
-            f"{friend} looked everywhere and found the {thing}.",
-        ]
-    lines += [
-        rng.choice((f"{name} was very happy.", f"Then they went home to the {place}.", f"{friend} was very happy.")),
+        *rng.choice((found, lost)),
         "The end.",
-    ]
+    )
     return " ".join(lines)
 
 
@@ -84,8 +75,7 @@ def listing(rng: random.Random) -> str:
     if kind == 1:
         return ", ".join(_from_anywhere(rng, MONTHS)) + "."
     if kind == 2:
-        first = rng.randrange(0, 70)
-        return ", ".join(map(str, range(first, first + rng.randint(5, 30)))) + "."
+        return ", ".join(map(str, range(1, 21))) + "."
     if kind == 3:
         return " ".join("abcdefghijklmnopqrstuvwxyz")
     if kind == 4:
@@ -101,10 +91,13 @@ def listing(rng: random.Random) -> str:
 
 
 def plain_text(rng: random.Random) -> str:
-    """A text for continuation: one or two stories, or a list."""
-    if rng.random() < 0.35:
+    """A text for continuation: practice of what is asked in chats, a list, one or two stories."""
+    (kind,) = rng.choices(("sums", "words", "counts", "list", "story"), weights=(50, 22, 10, 4, 14))
+    if kind == "story":
+        return "\n\n".join(story(rng) for _ in range(rng.choice((1, 1, 2))))
+    if kind == "list":
         return listing(rng)
-    return "\n\n".join(story(rng) for _ in range(rng.choice((1, 1, 2))))
+    return PRACTICE[kind](rng, rng.randint(2, 4 if kind == "counts" else 9))
 
 
 def tell(rng: random.Random, held: bool = False) -> Exchange:

@@ -11,22 +11,22 @@ Maker = Callable[..., Exchange]  # (rng, held=False) -> Exchange
 
 # Task -> (maker, share of the turns).
 TASKS: dict[str, tuple[Maker, float]] = {
-    "plus": (tasks.plus, 18),
-    "minus": (tasks.minus, 18),
+    "plus": (tasks.plus, 13),
+    "minus": (tasks.minus, 13),
     "capital": (tasks.capital, 9),
     "country": (tasks.country, 3),
     "opposite": (tasks.opposite, 7),
     "colour": (tasks.colour, 5),
     "calendar": (tasks.calendar, 4),
     "how_many": (tasks.how_many, 3),
-    "count": (tasks.count, 3),
+    "count": (tasks.count, 5),
     "spell": (tasks.spell, 9),
     "repeat": (tasks.repeat, 8),
     "greeting": (small_talk.greeting, 5),
     "identity": (small_talk.identity, 6),
-    "name": (small_talk.my_name, 6),
+    "name": (small_talk.my_name, 7),
     "cannot": (small_talk.cannot, 7),
-    "story": (stories.tell, 2),
+    "story": (stories.tell, 3),
 }
 _MAKERS = [maker for maker, _ in TASKS.values()]
 _SHARES = [share for _, share in TASKS.values()]
@@ -70,7 +70,7 @@ def held_out(seed: int, per_task: int) -> dict[str, list[list[Message]]]:
 
 def _next_turn(rng: random.Random, before: Exchange | None, name: str | None) -> Exchange:
     if before is not None:
-        if rng.random() < (0.25 if name else 0.03):
+        if rng.random() < (0.35 if name else 0.03):
             return small_talk.who_am_i(rng, name)
         follow_up = tasks.FOLLOW_UPS.get(before.task)
         if follow_up and rng.random() < 0.45 and (found := follow_up(rng, before)):

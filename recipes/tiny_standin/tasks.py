@@ -39,6 +39,10 @@ _PLUS = Phrasing(
         "Add {a} and {b}.",
         "Please add {a} and {b}.",
         "Calculate {a} + {b}.",
+        "Tell me {a} + {b}.",
+        "Tell me how much {a} plus {b} is.",
+        "Work out {a} + {b}.",
+        "Do you know what {a} + {b} is?",
         "Can you add {a} and {b}?",
         "What is the sum of {a} and {b}?",
         "I have {a} apples and get {b} more. How many do I have?",
@@ -61,6 +65,10 @@ _MINUS = Phrasing(
         "Subtract {b} from {a}.",
         "Please take {b} from {a}.",
         "Calculate {a} - {b}.",
+        "Tell me {a} - {b}.",
+        "Tell me how much {a} minus {b} is.",
+        "Work out {a} - {b}.",
+        "Do you know what {a} - {b} is?",
         "Can you subtract {b} from {a}?",
         "I have {a} apples and give {b} away. How many do I have?",
     ),
@@ -193,9 +201,7 @@ def plus(rng: random.Random, held: bool = False) -> Exchange:
 
 def minus(rng: random.Random, held: bool = False) -> Exchange:
     """A difference of two numbers up to TOP; it may be negative."""
-    a, b = _pair(rng, held)
-    if b > a and rng.random() < 0.6:
-        a, b = b, a
+    a, b = _pair_to_subtract(rng, held)
     user = _MINUS.ask(rng, held=held and rng.random() < 0.25, a=a, b=b)
     return Exchange("minus", user, _difference(a, b), {"number": a - b})
 
@@ -252,14 +258,9 @@ def how_many(rng: random.Random, held: bool = False) -> Exchange:
 
 def count(rng: random.Random, held: bool = False) -> Exchange:
     """Counting, up to 30 numbers in a row and up to TOP."""
-    while True:
-        first = 1 if not held and rng.random() < 0.35 else rng.randrange(TOP)
-        last = min(TOP, first + rng.choice((rng.randint(1, 10), rng.randint(1, 10), rng.randint(10, 29))))
-        if is_held_range(first, last) == held:
-            break
+    first, last = _range(rng, held)
     phrasing, reworded = (_COUNT_TO, False) if first == 1 else (_COUNT, held and rng.random() < 0.25)
-    user = phrasing.ask(rng, held=reworded, first=first, last=last)
-    return Exchange("count", user, ", ".join(map(str, range(first, last + 1))) + ".")
+    return Exchange("count", phrasing.ask(rng, held=reworded, first=first, last=last), _counted(first, last))
 
 
 def spell(rng: random.Random, held: bool = False) -> Exchange:
@@ -274,6 +275,32 @@ def repeat(rng: random.Random, held: bool = False) -> Exchange:
     text = " ".join(_word(rng, held) for _ in range(rng.choice((1, 1, 2, 3, 4))))
     user = _REPEAT.ask(rng, held=held and rng.random() < 0.25, lower_slots=False, text=text)
     return Exchange("repeat", user, text, {"text": text})
+
+
+def _sums(rng: random.Random, number: int) -> str:
+    return " ".join(
+        _sum(*_pair(rng, held=False)) if rng.random() < 0.45 else _difference(*_pair_to_subtract(rng, held=False))
+        for _ in range(number)
+    )
+
+
+def _words(rng: random.Random, number: int) -> str:
+    """apple: a-p-p-l-e. or, as often, apple moon: apple moon."""
+    lines = []
+    for _ in range(number):
+        word = _word(rng, held=False)
+        text = " ".join([word, *(_word(rng, held=False) for _ in range(rng.randint(0, 2)))])
+        lines.append(f"{word}: {_spelled(word)}." if rng.random() < 0.5 else f"{text}: {text}.")
+    return " ".join(lines)
+
+
+def _counts(rng: random.Random, number: int) -> str:
+    ranges = (_range(rng, held=False) for _ in range(number))
+    return " ".join(f"{first} to {last}: {_counted(first, last)}" for first, last in ranges)
+
+
+# Plain texts of `number` exercises each, worded as the answers are: a chat spends 34 tokens on a sum, these 13.
+PRACTICE: dict[str, Callable[[random.Random, int], str]] = {"sums": _sums, "words": _words, "counts": _counts}
 
 
 def made_up_word(rng: random.Random) -> str:
@@ -354,11 +381,28 @@ def _pair(rng: random.Random, held: bool) -> tuple[int, int]:
             return a, b
 
 
+def _pair_to_subtract(rng: random.Random, held: bool) -> tuple[int, int]:
+    a, b = _pair(rng, held)
+    return (b, a) if b > a and rng.random() < 0.6 else (a, b)
+
+
 def _word(rng: random.Random, held: bool) -> str:
     while True:
         word = made_up_word(rng) if rng.random() < 0.3 else rng.choice(WORDS + ANIMALS)
         if is_held_word(word) == held:
             return word
+
+
+def _range(rng: random.Random, held: bool) -> tuple[int, int]:
+    while True:
+        first = 1 if not held and rng.random() < 0.35 else rng.randrange(TOP)
+        last = min(TOP, first + (rng.randint(1, 9) if rng.random() < 0.9 else rng.randint(10, 29)))
+        if is_held_range(first, last) == held:
+            return first, last
+
+
+def _counted(first: int, last: int) -> str:
+    return ", ".join(map(str, range(first, last + 1))) + "."
 
 
 def _sum(a: int, b: int) -> str:

@@ -1,6 +1,6 @@
 """Training in float32: weights from a seed, the optimizer, the step. Needs optax, of the [train] extra.
 
-While training, the layers' arrays of one name are one array with the layer in front ("layers.attn.q.weight", [N, F, D]):
+While training, the layers' arrays of one name are one array with the layer in front (layers.attn.q.weight [6, F, D]):
 the optimizer then has 15 arrays to go through and not 80, and orthogonalizes six matrices at once.
 """
 
@@ -80,9 +80,8 @@ def begin(recipe: Recipe, config: TextConfig, devices: Sequence[jax.Device]):
     """Return (stacks, optimizer state, put, step) of a new run.
 
     `put` divides a batch's rows over the devices. `step(rows, stacks, state)` returns (stacks, state, loss before it)
-    and takes over the arrays it is given. XLA runs most of
-    this model's operations on one core, so each core is a device with half of the rows: 137 -> 91 ms a step of 1,024
-    tokens on two cores of an AMD EPYC.
+    and takes over the arrays it is given. XLA runs most operations of so small a model on one core; with a device a
+    core each does half of the rows: 137 -> 91 ms a step of 1,024 tokens on two cores of an AMD EPYC.
     """
     mesh = Mesh(np.asarray(devices), ("rows",))
     divided, whole = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())

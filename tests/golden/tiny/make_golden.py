@@ -28,7 +28,13 @@ CHATS = [
     ["My name is Anna.", "What is 7 - 3?", "What is my name?"],
     ["Write a poem about rain.", "Thanks!", "Count from 5 to 12."],
     # Longer than three windows of 64 tokens, so that every ring has wrapped three times.
-    ["My name is Tom.", "Count from 1 to 30.", "Tell me a story about a fox.", "Count from 40 to 60.", "What is my name?"],
+    [
+        "My name is Tom.",
+        "Count from 1 to 30.",
+        "Tell me a story about a fox.",
+        "Count from 40 to 60.",
+        "What is my name?",
+    ],
 ]
 TEXTS = ["Once upon a time", "Monday, Tuesday,"]
 

@@ -65,11 +65,12 @@ def test_held_out_greetings_differ_by_more_than_nothing(trained_on):
     assert not {talk[-2]["content"] for talk in held_out(0, 50)["greeting"]} & seen
 
 
-def test_held_number_pairs_are_in_no_answer(trained_on):
+def test_held_number_pairs_are_in_no_text(trained_on):
+    rng = random.Random(8)
+    texts = [stories.plain_text(rng) for _ in range(1000)]
     answers = [m["content"] for talk in trained_on for m in talk if m["role"] == "assistant"]
-    sums = [re.fullmatch(r"(\d+) [+-] (\d+) = -?\d+\.", answer) for answer in answers]
-    pairs = [(int(found[1]), int(found[2])) for found in sums if found]
-    assert len(pairs) > 1000
+    pairs = [tuple(map(int, found)) for text in texts + answers for found in re.findall(r"(\d+) [+-] (\d+) =", text)]
+    assert len(pairs) > 4000
     assert not [pair for pair in pairs if is_held_pair(*pair)]
     held = [pair for pair in itertools.combinations_with_replacement(range(100), 2) if is_held_pair(*pair)]
     assert 0.08 < len(held) / 5050 < 0.12
@@ -186,7 +187,7 @@ def test_rows_hold_whole_texts_apart():
 
 
 def test_a_run_never_sees_a_row_twice(tokenizer):
-    recipe = Recipe(steps=6, batch_tokens=512, row=128, long_row=256, long_every=3)
+    recipe = Recipe(steps=6, batch_tokens=512, row=128, long_tokens=512, long_row=256, long_every=3)
     short, long = training_rows(tokenizer, recipe)
     assert short.ids_BL.shape == (4 * 512 // 128, 128)
     assert long.ids_BL.shape == (2 * 512 // 256, 256)
