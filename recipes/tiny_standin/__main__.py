@@ -39,7 +39,7 @@ def main(
 
             result = make(out, recipe, tiny_config, force=force, report=report)
     except GemworksError as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
