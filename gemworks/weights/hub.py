@@ -123,7 +123,10 @@ def resolve(model: str | Path) -> ResolvedModel:
     if isinstance(model, str) and (created := store.read_created(name)):
         return ResolvedModel(_base_path(created, name), name.removesuffix(":latest"), created)
     path = Path(name).expanduser()
-    if path.exists() and (path.is_dir() or path.suffix in (".gguf", ".safetensors", ".json")):
+    # A file beside us that happens to be called gemma3 is not meant; whatever else names a file is, and the loader says
+    # what it must be (a GGUF pulled by hash has no suffix).
+    is_meant = isinstance(model, Path) or len(path.parts) > 1 or path.suffix in (".gguf", ".safetensors", ".json")
+    if path.is_dir() or (path.exists() and is_meant):
         return ResolvedModel(path, name)
     repository = None if isinstance(model, Path) else repository_of(name)
     if repository and (found := pulled(repository)):

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 
 from gemworks.model.config import TextConfig
+from recipes.tiny_standin.facts import CAPITALS, COLOURS, OPPOSITES
 from recipes.tiny_standin.recipe import Recipe
 
 # Task -> what it is and what was kept from training.
 _ABOUT = {
     "plus": "sums up to 99 + 99; number pairs never trained on, a quarter also in new words",
     "minus": "differences, negative ones too; the same",
-    "capital": "capitals of 60 countries; new words",
+    "capital": f"capitals of {len(CAPITALS)} countries; new words",
     "country": "the country of a capital; new words",
-    "opposite": "90 opposites; new words",
-    "colour": "colours of 40 things; new words",
+    "opposite": f"{len(OPPOSITES)} opposites; new words",
+    "colour": f"colours of {len(COLOURS)} things; new words",
     "calendar": "the day or month before or after; new words",
     "how_many": "days in a month, hours in a day ...; new words",
     "count": "counting from a to b, up to 30 numbers; ranges never trained on",
@@ -100,6 +101,6 @@ New stories from the same grammar: {result.text_bits_per_byte:.3f} bits per byte
 ## What it does not do
 
 Anything else. It often says so, but a question outside the list may also get a wrong answer that sounds right. It knows
-English only, a few hundred words of it, and no facts but those above. `generation_config.json` makes it greedy; at a
-temperature above 0.5 its sums go wrong.
+English only, a few hundred words of it, and no facts but those above. `generation_config.json` makes it greedy: with
+a temperature, many more of its sums go wrong.
 """

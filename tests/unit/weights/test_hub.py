@@ -233,3 +233,15 @@ def test_a_repository_without_a_model_says_what_it_has(listing, format, message)
     with pytest.raises(DownloadError) as caught:
         wanted_files(remote(*listing), Repository("a/b", format))
     assert str(caught.value).startswith(message)
+
+
+def test_file_that_is_no_model_is_told_what_it_must_be(tmp_path):
+    """Any existing file given by its path reaches the loader, also without a suffix, as Ollama keeps its models."""
+    from gemworks.errors import CheckpointError
+    from gemworks.weights.checkpoint import open_checkpoint
+
+    path = tmp_path / "sha256-00"
+    path.write_text("not a model")
+    assert hub.resolve(str(path)).path == path
+    with pytest.raises(CheckpointError, match=r"must be a \.gguf file, a \.safetensors file or a directory"):
+        open_checkpoint(hub.resolve(path).path)
