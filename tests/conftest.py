@@ -1,5 +1,6 @@
 """What every test gets: a home of its own, repeatable hypothesis runs, and the optional data beside the repository."""
 
+import lzma
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,3 +50,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def official(shared_data, tmp_path_factory) -> Path:
+    """Directory with the official tokenizer.json and tokenizer_config.json."""
+    packed_files = sorted((shared_data / "gemma3-tokenizer").glob("*.json.xz"))
+    if len(packed_files) < 2:
+        pytest.skip("no ../shared/data/gemma3-tokenizer/tokenizer.json.xz and tokenizer_config.json.xz")
+    directory = tmp_path_factory.mktemp("official")
+    for packed in packed_files:
+        (directory / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
+    return directory

@@ -21,15 +21,13 @@ class Row:
     ids: list[int]
 
 
-def make_batch(rows: Seq[Row | None], columns: int, *, table_width: int, config: TextConfig) -> Batch:
-    """Return the step of `rows`, each padded to `columns` tokens. Arrays are numpy int32. None is an idle row."""
+def make_batch(rows: Seq[Row], columns: int, *, table_width: int, config: TextConfig) -> Batch:
+    """Return the step of `rows`, each padded to `columns` tokens. Arrays are numpy int32."""
     R = len(rows)
     ids_RC = np.zeros((R, columns), np.int32)
     start_R, count_R, ring_R = (np.zeros(R, np.int32) for _ in range(3))
     table_RM = np.zeros((R, table_width), np.int32)
     for r, row in enumerate(rows):
-        if row is None:
-            continue
         assert 0 < len(row.ids) <= columns
         ids_RC[r, : len(row.ids)] = row.ids
         start_R[r], count_R[r], ring_R[r] = row.sequence.stored, len(row.ids), row.sequence.ring

@@ -69,7 +69,7 @@ class Engine:
         for start in range(cached, len(prompt), PREFILL_COLUMNS[-1]):
             h_1D = runner.forward([Row(sequence, prompt[start : start + PREFILL_COLUMNS[-1]])])
         [chosen] = runner.choose(h_1D, [sampler])
-        # Compiling happens once a machine, so a rate that counted it would say nothing about the next prompt.
+        # Compiling happens once a process, so a rate that counted it would say nothing about the next prompt.
         prefill_s = time.perf_counter() - started - (runner.compile_s - compiled)
         started, compiled = time.perf_counter(), runner.compile_s
         for count in range(1, limit + 1):

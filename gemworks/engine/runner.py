@@ -22,8 +22,8 @@ from gemworks.ops.kv import new_page_kv, new_ring_kv
 
 PAGE_SIZE = 16
 
-# Columns of a prefill step. 512 is where the matrix products stop gaining on two cores; the smaller ones keep the
-# padding of a short prompt below half of its work.
+# Columns of a prefill step. A chunk is padded to the next of these, so at most three quarters of it are wasted; each is
+# one more program to compile (4 to 8 s for 1B on two cores).
 PREFILL_COLUMNS = (16, 64, 256, 512)
 
 
@@ -74,7 +74,7 @@ class Runner:
         columns = self.columns_for(max(len(row.ids) for row in rows))
         for row in rows:
             row.sequence.reserve(row.sequence.stored + len(row.ids))
-        batch = make_batch(list(rows), columns, table_width=self.table_width, config=self.config)
+        batch = make_batch(rows, columns, table_width=self.table_width, config=self.config)
         if every_token:
             wanted_S = np.arange(len(rows) * columns, dtype=np.int32)
         else:
@@ -83,7 +83,8 @@ class Runner:
         try:
             h_SD, self._kv = step(self._leaves, self._kv, batch, wanted_S)
         except BaseException:
-            # The old cache was given away and the new one never arrived (Ctrl-C, out of memory): start empty.
+            # The old cache was given away and the new one never arrived (Ctrl-C, out of memory): start empty. Sequences
+            # that are not in this step lose theirs too; with one sequence there are none.
             self._kv = self._new_kv()
             for row in rows:
                 row.sequence.rewind(0)
@@ -103,12 +104,6 @@ class Runner:
     def score(self, h_SD: jax.Array, ids_S: np.ndarray, *, vocab: int, top: int):
         """Return (logprob_S of the ids, values_Sn, top_ids_Sn) under the hidden states before them."""
         return score_tokens(self._head, h_SD, ids_S, vocab=vocab, top=top)
-
-    def warm_up(self, columns: Seq[int] = (1, *PREFILL_COLUMNS)) -> None:
-        """Compile the steps of one sequence ahead of time; nothing runs."""
-        for c in columns:
-            idle = make_batch([None], c, table_width=self.table_width, config=self.config)
-            self._step(idle, 1, np.zeros(1, np.int32))
 
     def _step(self, batch: Batch, num_rows: int, wanted_S: np.ndarray):
         """Return the program that computes a batch of these shapes: (leaves, kv, batch, wanted_S) -> (h_SD, kv)."""

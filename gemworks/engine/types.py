@@ -78,7 +78,7 @@ class Timings:
     """Seconds and token counts of one answer; rates are derived."""
 
     load_s: float = 0.0
-    compile_s: float = 0.0  # once a machine: the compile cache keeps the programs; in none of the other figures
+    compile_s: float = 0.0  # compiling, or reading the compile cache; once a process; in none of the rates
     prefill_s: float = 0.0
     decode_s: float = 0.0
     prefill_tokens: int = 0  # computed, so without the cached ones

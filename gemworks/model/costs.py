@@ -1,4 +1,4 @@
-"""Bytes and operations of a model, by arithmetic over its config. Every bench and the memory plan use these.
+"""Bytes of a model, by arithmetic over its config. Every bench and the memory plan use these.
 
 Bytes are exact; GB here and in the report is 10^9 bytes.
 """
@@ -53,11 +53,6 @@ def kv_bytes(config: TextConfig, context: int, *, windowed: bool = True, bytes_p
     return per_position * sum(
         min(context, spec.window) if windowed and spec.window is not None else context for spec in config.layers
     )
-
-
-def macs_per_token(config: TextConfig) -> int:
-    """Return multiply-accumulates of the matrices a token, without attention scores and without the head."""
-    return sum(rows * cols for rows, cols in matrix_shapes(config))
 
 
 def _matrix_bytes(shape: tuple[int, int], format: str) -> int:

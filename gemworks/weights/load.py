@@ -82,7 +82,7 @@ def resolve_dtype(checkpoint: Checkpoint, dtype: str) -> Literal["bfloat16", "fl
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Return whether no element is NaN or infinite. 16-bit floats are looked at as integers: 10x faster."""
+    """Return whether no element is NaN or infinite. Floats are looked at as integers: 7x faster in bf16."""
     flat = array.reshape(-1)
     if flat.dtype.itemsize == 2:
         infinity = 0x7F80 if flat.dtype == ml_dtypes.bfloat16 else 0x7C00

@@ -1,8 +1,6 @@
 """The official vocabulary, written into a GGUF by us, splits text in llama.cpp as it does here."""
 
-import lzma
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +16,6 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 _QUIET = llama_cpp.llama_log_callback(lambda *_: None)
 llama_cpp.llama_log_set(_QUIET, None)
 
-OFFICIAL = Path(__file__).parents[4] / "shared/data/gemma3-tokenizer/tokenizer.json.xz"
-
 # Pieces of text that tokenizers trip over; strings are made of up to eight of them. U+2581 itself is not
 # among them: the published tokenizer has pieces for runs of it, which llama.cpp's form of the vocabulary spells as
 # spaces.
@@ -33,12 +29,9 @@ SCRAPS = [
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(official, tmp_path_factory):
     """(our tokenizer, llama.cpp's) of one file whose weights are a stub."""
-    if not OFFICIAL.exists():
-        pytest.skip(f"the official vocabulary is not here ({OFFICIAL.name})")
-    directory = tmp_path_factory.mktemp("official")
-    (directory / "tokenizer.json").write_bytes(lzma.decompress(OFFICIAL.read_bytes()))
+    directory = tmp_path_factory.mktemp("llama")
     config = TextConfig(
         vocab_size=262_144,
         model_dim=32,
@@ -55,7 +48,7 @@ def both(tmp_path_factory):
         for name, shape in expected_shapes(config).items()
     }
     save_hf(directory / "model", config, zeros)
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = Tokenizer.load(official)
     path = directory / "m.gguf"
     with open_checkpoint(directory / "model") as checkpoint:
         write_gguf(checkpoint, Vocabulary(*tokenizer.to_vocabulary()), path, "q8_0")

@@ -1,22 +1,9 @@
 """The official vocabulary as other libraries read it; tests skip where it is absent."""
 
 import json
-import lzma
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def official(shared_data, tmp_path_factory) -> Path:
-    """Directory with the official tokenizer.json and tokenizer_config.json."""
-    packed_files = sorted((shared_data / "gemma3-tokenizer").glob("*.json.xz"))
-    if len(packed_files) < 2:
-        pytest.skip("no ../shared/data/gemma3-tokenizer/tokenizer.json.xz and tokenizer_config.json.xz")
-    directory = tmp_path_factory.mktemp("official")
-    for packed in packed_files:
-        (directory / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
-    return directory
 
 
 @pytest.fixture(scope="session")

@@ -137,8 +137,9 @@ def test_step_memory_does_not_grow_with_the_context():
 
     def temporary_bytes(context: int) -> int:
         runner = Runner(model, context=context)
-        idle = make_batch([None], 1, table_width=runner.table_width, config=CONFIG)
-        return runner._step(idle, 1, np.zeros(1, np.int32)).memory_analysis().temp_size_in_bytes
+        row = Row(runner.new_sequence(), [0])
+        batch = make_batch([row], 1, table_width=runner.table_width, config=CONFIG)
+        return runner._step(batch, 1, np.zeros(1, np.int32)).memory_analysis().temp_size_in_bytes
 
     short, long = temporary_bytes(256), temporary_bytes(16_384)
     pool_bytes = 16_384 * 2 * CONFIG.num_kv_heads * CONFIG.head_dim * 2
