@@ -149,7 +149,7 @@ uint64_t Detect() { return 0; }
 }  // namespace
 }  // namespace gemworks
 
-int32_t gemworks_interface() { return 1; }
+int32_t gemworks_interface() { return 2; }
 
 uint64_t gemworks_cpu_features() { return gemworks::Detect(); }
 

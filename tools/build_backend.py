@@ -37,23 +37,27 @@ __all__ = [
 # The names CMake itself tries, in its order, with the one MSVC adds.
 COMPILERS = ("c++", "g++", "clang++", "cl")
 ZIG = "ziglang"
+# Whose headers declare XLA's FFI. The oldest jaxlib we support: a library built against it runs on newer ones, one built
+# against newer headers than it runs on stops jax's CPU backend.
+HEADERS = "jaxlib==0.10.0"
 OFF = {"OFF", "0", "NO", "FALSE", "N"}
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return _build.get_requires_for_build_wheel(config_settings) + _compiler(config_settings)
+    return _build.get_requires_for_build_wheel(config_settings) + _native(config_settings)
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return _build.get_requires_for_build_editable(config_settings) + _compiler(config_settings)
+    return _build.get_requires_for_build_editable(config_settings) + _native(config_settings)
 
 
-def _compiler(config_settings) -> list[str]:
-    """The extra build requirements of this machine: none, or ziglang."""
-    wanted = str((config_settings or {}).get("cmake.define.GEMWORKS_NATIVE", "ON")).upper() not in OFF
-    if not wanted or has_compiler() or not can_be_had(ZIG):
+def _native(config_settings) -> list[str]:
+    """The build requirements of the native library on this machine: XLA's headers, and perhaps a compiler."""
+    if str((config_settings or {}).get("cmake.define.GEMWORKS_NATIVE", "ON")).upper() in OFF:
         return []
-    return [ZIG]
+    if has_compiler():
+        return [HEADERS]
+    return [HEADERS, ZIG] if can_be_had(ZIG) else []
 
 
 def has_compiler() -> bool:

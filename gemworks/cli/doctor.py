@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 import gemworks
-from gemworks import env
-from gemworks.cli import console, machine
+from gemworks import env, machine
+from gemworks.cli import console
 
 
 def doctor(

@@ -11,7 +11,7 @@ import typer
 from gemworks.cli import console
 from gemworks.errors import ConfigError
 
-FORMATS = ("bf16", "int4", "int4-b32", "sfp8", "int8")
+FORMATS = ("bf16", "int4", "int4-b32", "sfp8", "int8", "int8-b32")
 
 # Gemma 3 technical report, table 3 ("raw" rows), GB (spec 15). Rounded, and not of the text alone from 4B on.
 REPORT_WEIGHTS_GB = {
@@ -30,33 +30,42 @@ def plan(
         int | None, typer.Option(metavar="N", help="Tokens. Default: 8,192 or the model's limit.")
     ] = None,
     format: Annotated[str | None, typer.Option(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")] = None,
+    embed: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The embedding's and head's. Default: the same.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,
 ) -> None:
     """Show what a model needs in memory at a context and format, and whether it fits here."""
-    if format is not None and format not in FORMATS:
-        raise ConfigError(f'--format must be one of {", ".join(FORMATS)}, got "{format}".')
+    for option, value in (("--format", format), ("--embed", embed)):
+        if value is not None and value not in FORMATS:
+            raise ConfigError(f'{option} must be one of {", ".join(FORMATS)}, got "{value}".')
     config, size = _config_of(model)
     if context is None:
         context = min(_DEFAULT_CONTEXT, config.max_positions)
     elif not 1 <= context <= config.max_positions:
         raise ConfigError(f"--context must be between 1 and {config.max_positions:,} for {model}, got {context:,}.")
-    facts = make_plan(model, config, size, context, format)
+    facts = make_plan(model, config, size, context, format, embed)
     if json:
         console.emit_json(facts)
     else:
         _draw(facts, (format,) if format else FORMATS)
 
 
-def make_plan(model: str, config, size: str | None, context: int, format: str | None) -> dict[str, Any]:
-    """Return the plan as `--json` prints it. The top-level figures are for `format`, bf16 where it is None."""
-    from gemworks.cli import machine
+def make_plan(
+    model: str, config, size: str | None, context: int, format: str | None, embed: str | None = None
+) -> dict[str, Any]:
+    """Return the plan as `--json` prints it. The top-level figures are for `format`, bf16 where it is None.
+
+    `embed` is the format of embedding and head; None: the same.
+    """
+    from gemworks import machine
     from gemworks.model import costs
 
     memory = machine.memory()
     kv, kv_full = costs.kv_bytes(config, context), costs.kv_bytes(config, context, windowed=False)
     formats = {}
     for name in FORMATS:
-        weights = costs.weight_bytes(config, name)
+        weights = costs.weight_bytes(config, name, embed_format=embed)
         formats[name] = {
             "weights_bytes": weights,
             "report_weights_gb": REPORT_WEIGHTS_GB.get(size or "", {}).get(name),
@@ -71,8 +80,10 @@ def make_plan(model: str, config, size: str | None, context: int, format: str | 
         "parameters": costs.num_parameters(config),
         "context": context,
         "format": format or "bf16",
+        "embed_format": embed,
         **formats[format or "bf16"],
         "kv_bytes": kv,
+        "kv_int8_bytes": costs.kv_bytes(config, context, kv="int8"),
         "kv_full_bytes": kv_full,
         "vision_bytes": _vision_bytes(config) if size in ("4b", "12b", "27b") else 0,
         "layers": {
@@ -115,6 +126,7 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
             ("layers", f"{layers['local']} local{window}, {layers['global']} global"),
             ("context", f"{facts['context']:,} tokens, one sequence"),
             ("KV cache", f"{console.size(facts['kv_bytes'])} as Gemworks keeps it: local layers keep their window"),
+            ("", f"{console.size(facts['kv_int8_bytes'])} with --kv int8"),
             ("", f"{console.size(facts['kv_full_bytes'])} as the report counts: every layer keeps everything"),
             ("this machine", f"{console.size(memory['memory_bytes'])}, {console.size(memory['available_bytes'])} free"),
         ]
@@ -142,5 +154,5 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
     if facts["vision_bytes"]:
         vision = console.size(facts["vision_bytes"])
         console.line(f"\nWEIGHTS are of the text model; its vision tower ({vision} in bf16) is not loaded.")
-    if any(name != "bf16" for name in formats):
-        console.line("This release computes in bf16 (fp32 on request); the other formats are for planning.")
+    if facts["embed_format"]:
+        console.line(f"\nEmbedding and head are counted in {facts['embed_format']}.")

@@ -108,6 +108,8 @@ def choose(head_VD, h_RD, params, penalties, *, vocab: int, short: bool, top: in
 
     Ids from `vocab` on have embedding rows but no meaning, and are never chosen.
     """
+    if penalties is None and (params is None or short):
+        return _choose_from_top(head_VD, h_RD, params, vocab=vocab, top=top)
     raw_RV = ops.linear(h_RD, head_VD)[:, :vocab]
     logits_RV = raw_RV if penalties is None else ops.penalize(raw_RV, penalties)
     if params is None:
@@ -115,6 +117,18 @@ def choose(head_VD, h_RD, params, penalties, *, vocab: int, short: bool, top: in
     else:
         ids_R = ops.sample(logits_RV, params, short=short)
     return ids_R, None if top is None else ops.top_logprobs(raw_RV, ids_R, top=top)
+
+
+def _choose_from_top(head_VD, h_RD, params, *, vocab: int, top: int | None):
+    """`choose` where the largest few logits are enough: the rest need not be kept."""
+    few = max(1 if params is None else SHORT_LIST, top or 1)
+    values_RQ, ids_RQ, log_total_R = ops.head_top(h_RD, head_VD, vocab=vocab, top=few, with_total=top is not None)
+    ids_R = ids_RQ[:, 0] if params is None else ops.draw(values_RQ, ids_RQ, params)
+    if top is None:
+        return ids_R, None
+    chosen_R = jnp.sum(jnp.where(ids_RQ == ids_R[:, None], values_RQ, 0.0), axis=1)
+    best = max(top, 1)
+    return ids_R, (chosen_R - log_total_R, (values_RQ - log_total_R[:, None])[:, :best], ids_RQ[:, :best])
 
 
 @partial(jax.jit, static_argnames=("vocab", "top"))

@@ -7,11 +7,11 @@ from gemworks import ops
 from gemworks.model.layers import Linear, RMSNorm
 from gemworks.ops.kv import AttentionPlan, LayerKV
 
-# T tokens, D model width, N query heads, K kv heads, H head width
+# T tokens, D model width, N query heads, K kv heads, H head width, E = N * H
 
 
 class Attention(eqx.Module):
-    """Norm the heads of q and k, turn them, attend, project back. v is neither normed nor turned."""
+    """Project to heads, norm those of q and k, turn them, attend; `o` projects back in the block's tail."""
 
     q: Linear
     k: Linear
@@ -23,12 +23,17 @@ class Attention(eqx.Module):
     query_scale: float = eqx.field(static=True)
 
     def __call__(
-        self, x_TD: jax.Array, rope: tuple[jax.Array, jax.Array], plan: AttentionPlan, kv: LayerKV | None
+        self,
+        x_TD: jax.Array,
+        pre_norm: RMSNorm,
+        rope: tuple[jax.Array, jax.Array],
+        plan: AttentionPlan,
+        kv: LayerKV | None,
     ) -> tuple[jax.Array, LayerKV | None]:
-        """Return (y_TD, kv with the chunk stored). `rope` is (cos_TJ, sin_TJ) of this layer's kind."""
-        heads = (x_TD.shape[0], -1, self.head_dim)
-        q_TNH = ops.rope(self.q_norm(self.q(x_TD).reshape(heads)), *rope)
-        k_TKH = ops.rope(self.k_norm(self.k(x_TD).reshape(heads)), *rope)
-        v_TKH = self.v(x_TD).reshape(heads)
+        """Return (out_TE, kv with the chunk stored). `rope` is (cos_TJ, sin_TJ) of this layer's kind."""
+        weights = self.q.weight, self.k.weight, self.v.weight
+        q_TNH, k_TKH, v_TKH = ops.qkv(
+            x_TD, pre_norm.scale, *weights, self.q_norm.scale, self.k_norm.scale, *rope, eps=pre_norm.eps
+        )
         out_TNH, kv = ops.attention(q_TNH, k_TKH, v_TKH, plan, kv, scale=self.query_scale)
-        return self.o(out_TNH.reshape(x_TD.shape[0], -1)), kv
+        return out_TNH.reshape(x_TD.shape[0], -1), kv

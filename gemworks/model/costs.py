@@ -8,7 +8,17 @@ from math import ceil
 from gemworks.model.config import TextConfig
 
 # Bits a weight of a matrix costs. Block-32 formats carry one fp16 scale a block; per-channel scales are 4 bytes a row.
-BITS = {"f32": 32.0, "bf16": 16.0, "f16": 16.0, "sfp8": 8.0, "int8": 8.0, "q8_0": 8.5, "int4": 4.0, "int4-b32": 4.5}
+BITS = {
+    "f32": 32.0,
+    "bf16": 16.0,
+    "f16": 16.0,
+    "sfp8": 8.0,
+    "int8": 8.0,
+    "int8-b32": 8.5,
+    "q8_0": 8.5,
+    "int4": 4.0,
+    "int4-b32": 4.5,
+}
 _ROW_SCALE_BYTES = {"int8": 4, "int4": 4}
 
 
@@ -43,13 +53,14 @@ def weight_bytes(config: TextConfig, format: str = "bf16", *, embed_format: str 
     return matrices + norms + sum(_matrix_bytes(shape, embed_format or format) for shape in tables)
 
 
-def kv_bytes(config: TextConfig, context: int, *, windowed: bool = True, bytes_per_element: int = 2) -> int:
-    """Return bytes of one sequence's keys and values at `context` tokens.
+def kv_bytes(config: TextConfig, context: int, *, windowed: bool = True, kv: str = "bfloat16") -> int:
+    """Return bytes of one sequence's keys and values at `context` tokens, stored as `kv`.
 
     windowed: local layers keep min(context, window) positions, as Gemworks stores them; False counts every
     layer at full length, as the report's table does.
     """
-    per_position = 2 * config.num_kv_heads * config.head_dim * bytes_per_element
+    per_head = {"bfloat16": 2, "int8": 1, "float32": 4}[kv] * config.head_dim + (4 if kv == "int8" else 0)  # a scale
+    per_position = 2 * config.num_kv_heads * per_head
     return per_position * sum(
         min(context, spec.window) if windowed and spec.window is not None else context for spec in config.layers
     )
@@ -57,6 +68,6 @@ def kv_bytes(config: TextConfig, context: int, *, windowed: bool = True, bytes_p
 
 def _matrix_bytes(shape: tuple[int, int], format: str) -> int:
     rows, cols = shape
-    if format in ("q8_0", "int4-b32"):  # whole blocks of 32 along a row
-        return rows * ceil(cols / 32) * (34 if format == "q8_0" else 18)
+    if format in ("q8_0", "int8-b32", "int4-b32"):  # whole blocks of 32 along a row
+        return rows * ceil(cols / 32) * (18 if format == "int4-b32" else 34)
     return ceil(rows * cols * BITS[format] / 8) + rows * _ROW_SCALE_BYTES.get(format, 0)

@@ -6,8 +6,10 @@
         x = x + post_norm(geglu(pre_norm(x)))
     logits = final_norm(x) @ embed.T
 
-Every norm multiplies by 1 + scale. Attention and final logits are not soft-capped (that was Gemma 2). The stack works
-on T packed tokens and never asks which sequence they belong to: that is in the batch's two attention plans.
+The block calls two ops, before and after attention: ops/xla/block.py has their arithmetic line by line, and a backend
+may compute each in one kernel. Every norm multiplies by 1 + scale. Attention and final logits are not soft-capped (that
+was Gemma 2). The stack works on T packed tokens and never asks which sequence they belong to: that is in the batch's
+two attention plans.
 
 Not here: images (multimodal.py), quantized weights (quant/), sharding (parallel/).
 """
@@ -38,15 +40,11 @@ class Batch(eqx.Module):
 
 
 class FeedForward(eqx.Module):
-    """down(gelu(gate(x)) * up(x))."""
+    """The matrices of down(gelu(gate(x)) * up(x))."""
 
     gate: Linear
     up: Linear
     down: Linear
-
-    def __call__(self, x_TD: jax.Array) -> jax.Array:
-        """Return y_TD in fp32."""
-        return self.down(ops.geglu(self.gate(x_TD), self.up(x_TD)))
 
 
 class Block(eqx.Module):
@@ -62,10 +60,10 @@ class Block(eqx.Module):
 
     def __call__(self, x_TD, rope, plan: AttentionPlan, kv: LayerKV | None) -> tuple[jax.Array, LayerKV | None]:
         """Return (x_TD after this layer, kv with the chunk stored)."""
-        out_TD, kv = self.attn(self.attn_pre_norm(x_TD), rope, plan, kv)
-        x_TD = x_TD + self.attn_post_norm(out_TD)
-        x_TD = x_TD + self.ffw_post_norm(self.ffw(self.ffw_pre_norm(x_TD)))
-        return x_TD, kv
+        attn_TE, kv = self.attn(x_TD, self.attn_pre_norm, rope, plan, kv)
+        gains = self.attn_post_norm.scale, self.ffw_pre_norm.scale, self.ffw_post_norm.scale
+        matrices = self.attn.o.weight, self.ffw.gate.weight, self.ffw.up.weight, self.ffw.down.weight
+        return ops.block_tail(x_TD, attn_TE, *gains, *matrices, eps=self.attn_pre_norm.eps), kv
 
 
 class Gemma3(eqx.Module):

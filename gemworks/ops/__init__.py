@@ -7,8 +7,10 @@ import jax
 
 from gemworks.ops import select
 from gemworks.ops.kv import Array, AttentionPlan, LayerKV
+from gemworks.ops.weight import Weight
 
-# T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, V vocabulary rows, R rows
+# T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, E = N * H, V vocabulary rows, R rows,
+# Q candidates
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
@@ -16,12 +18,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     return select.implementation("rms_norm")(x, scale, eps=eps)
 
 
-def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
+def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
     """Return y_TF = x_TD @ weight_FD.T."""
     return select.implementation("linear")(x_TD, weight_FD)
 
 
-def embed(ids_T: Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
+def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:
     """Return x_TD = weight[ids] * scale."""
     return select.implementation("embed")(ids_T, weight_VD, scale=scale)
 
@@ -36,11 +38,44 @@ def geglu(gate_TF: jax.Array, up_TF: jax.Array) -> jax.Array:
     return select.implementation("geglu")(gate_TF, up_TF)
 
 
+def qkv(
+    x_TD, gain_D, q: Weight, k: Weight, v: Weight, q_gain_H, k_gain_H, cos_TJ, sin_TJ, *, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (q_TNH, k_TKH, v_TKH): norm, project, norm the heads of q and k, turn them. What a layer does first."""
+    implementation = select.implementation("qkv")
+    return implementation(x_TD, gain_D, q, k, v, q_gain_H, k_gain_H, cos_TJ, sin_TJ, eps=eps)
+
+
 def attention(
     q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, plan: AttentionPlan, kv: LayerKV | None, *, scale: float
 ) -> tuple[jax.Array, LayerKV | None]:
     """Attend by the plan and store the chunk; return (out_TNH, kv). q and k are normed and turned already."""
     return select.implementation("attention")(q_TNH, k_TKH, v_TKH, plan, kv, scale=scale)
+
+
+def block_tail(
+    x_TD,
+    attn_TE,
+    attn_gain_D,
+    ffw_gain_D,
+    ffw_post_gain_D,
+    o: Weight,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+    *,
+    eps: float,
+) -> jax.Array:
+    """Return x_TD after the output projection, the feed-forward branch and their residuals. What a layer does last."""
+    implementation = select.implementation("block_tail")
+    return implementation(x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o, gate, up, down, eps=eps)
+
+
+def head_top(
+    h_RD: jax.Array, weight_VD: Weight, *, vocab: int, top: int, with_total: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (values_RQ, ids_RQ, ln sum e^logit) of the Q largest of the first `vocab` logits, best first."""
+    return select.implementation("head_top")(h_RD, weight_VD, vocab=vocab, top=top, with_total=with_total)
 
 
 def penalize(logits_RV: jax.Array, penalties) -> jax.Array:
@@ -51,6 +86,11 @@ def penalize(logits_RV: jax.Array, penalties) -> jax.Array:
 def sample(logits_RV: jax.Array, params, *, short: bool) -> jax.Array:
     """Return one drawn id a row; `short` promises 0 < top_k <= 128 wherever a row draws."""
     return select.implementation("sample")(logits_RV, params, short=short)
+
+
+def draw(values_RQ: jax.Array, ids_RQ: jax.Array, params) -> jax.Array:
+    """Return one drawn id a row from its largest logits, which cover every row's top_k."""
+    return select.implementation("draw")(values_RQ, ids_RQ, params)
 
 
 def top_logprobs(logits_RV: jax.Array, chosen_R: jax.Array, *, top: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """The native library, built when Gemworks was installed on a machine with a C++ compiler (csrc/, CMakeLists.txt).
 
-It holds what Python cannot know: which instruction sets this CPU has and the operating system allows. The CPU
-kernels will live in the same library and be chosen by `features`; without it every op runs on ops/xla.
+It holds what Python cannot know, which instruction sets this CPU has and the operating system allows, and the kernels
+that ops/cpu calls. Without it every op runs on ops/xla.
 
 Not here: which backend an op uses (select.py).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import gemworks.ops
 
 # csrc/cpu_features.cc, gemworks_interface(). A library left over from another version has another number.
-INTERFACE = 1
+INTERFACE = 2
 _FILE_NAMES = ("gemworks_native.so", "gemworks_native.dll")
 _HOW_TO_GET_IT = "Install g++ or clang++ and install Gemworks again; every op runs on ops/xla until then."
 
@@ -27,6 +27,7 @@ class NativeLibrary:
 
     path: Path
     compiler: str
+    jaxlib: str  # whose headers it was built against; an older jaxlib must not be given its operations
     features: frozenset[str]
     handle: ctypes.CDLL = field(repr=False, compare=False)
 
@@ -58,7 +59,7 @@ def _load(folders: tuple[Path, ...]) -> tuple[NativeLibrary | None, str | None]:
     if path is None:
         return None, f"{report.parent} has a build report but no library. {_HOW_TO_GET_IT}"
     try:
-        return _open(path, build["compiler"]), None
+        return _open(path, build["compiler"], build.get("jaxlib", "")), None
     except OSError as error:
         return None, f"{path} cannot be loaded here: {error}. {_HOW_TO_GET_IT}"
 
@@ -67,7 +68,7 @@ def _first(folders: tuple[Path, ...], names: tuple[str, ...]) -> Path | None:
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
-def _open(path: Path, compiler: str) -> NativeLibrary:
+def _open(path: Path, compiler: str, jaxlib: str) -> NativeLibrary:
     """Load `path`. Raises OSError where the system refuses it or it is of another version."""
     handle = ctypes.CDLL(str(path))
     try:
@@ -79,7 +80,10 @@ def _open(path: Path, compiler: str) -> NativeLibrary:
     handle.gemworks_cpu_features.restype = ctypes.c_uint64
     handle.gemworks_cpu_feature_name.restype = ctypes.c_char_p
     handle.gemworks_cpu_feature_name.argtypes = [ctypes.c_uint32]
+    if hasattr(handle, "gemworks_isa"):
+        handle.gemworks_isa.restype = ctypes.c_char_p
+        handle.gemworks_configure.argtypes = [ctypes.c_char_p, ctypes.c_int32]
     mask = handle.gemworks_cpu_features()
     names = itertools.takewhile(bool, map(handle.gemworks_cpu_feature_name, itertools.count()))
     features = frozenset(name.decode("ascii") for bit, name in enumerate(names) if mask >> bit & 1)
-    return NativeLibrary(path=path, compiler=compiler, features=features, handle=handle)
+    return NativeLibrary(path=path, compiler=compiler, jaxlib=jaxlib, features=features, handle=handle)

@@ -17,19 +17,32 @@ from dataclasses import dataclass
 from gemworks import env
 from gemworks.errors import BackendError
 
-# op -> module below ops/<backend>/ that has it. Backends in order of preference; xla has every op.
+# op -> module below ops/<backend>/ that has it. xla has every op; cpu those where XLA is far from what the machine can.
 _OPS = {
-    "rms_norm": "basic",
-    "linear": "basic",
-    "embed": "basic",
-    "rope": "basic",
-    "geglu": "basic",
-    "attention": "attention",
-    "penalize": "sample",
-    "sample": "sample",
-    "top_logprobs": "sample",
+    "xla": {
+        "rms_norm": "basic",
+        "linear": "basic",
+        "embed": "basic",
+        "rope": "basic",
+        "geglu": "basic",
+        "qkv": "block",
+        "attention": "attention",
+        "block_tail": "block",
+        "head_top": "sample",
+        "penalize": "sample",
+        "sample": "sample",
+        "draw": "sample",
+        "top_logprobs": "sample",
+    },
+    "cpu": {
+        "linear": "linear",
+        "embed": "linear",
+        "qkv": "block",
+        "attention": "attention",
+        "block_tail": "block",
+        "head_top": "linear",
+    },
 }
-_BACKENDS = ("xla",)
 
 _forced: dict[str, str] = {}
 
@@ -49,30 +62,46 @@ def implementation(op: str) -> Callable:
 
 
 def choose(op: str) -> BackendChoice:
-    """Return the choice for `op`, honouring `force` and GEMWORKS_BACKEND."""
-    assert op in _OPS, op
-    if forced := _forced.get(op) or _forced.get("*"):
-        return BackendChoice(op, _checked(forced), "forced by the caller")
+    """Return the choice for `op`, honouring `force` and GEMWORKS_BACKEND.
+
+    "*" and GEMWORKS_BACKEND mean: that backend wherever it has the op, else xla.
+    """
+    assert op in _OPS["xla"], op
+    if forced := _forced.get(op):
+        return BackendChoice(op, forced, "forced by the caller")
+    if forced := _forced.get("*"):
+        return _forced_choice(op, forced, "the caller")
     if forced := env.forced_backend():
-        return BackendChoice(op, _checked(forced), "forced by GEMWORKS_BACKEND")
-    return BackendChoice(op, "xla", "the only backend of this release")
+        return _forced_choice(op, _checked(forced), "GEMWORKS_BACKEND")
+    if op not in _OPS["cpu"]:
+        return BackendChoice(op, "xla", "XLA computes it well on every device")
+    if why := _library().why_unavailable():
+        return BackendChoice(op, "xla", f"no kernels: {why}")
+    return BackendChoice(op, "cpu", f"kernels for {_library().isa()}")
+
+
+def packs_weights() -> bool:
+    """Whether quantized matrices should be given to `linear` in the packed order of the CPU kernels."""
+    return choose("linear").backend == "cpu"
 
 
 def explain() -> list[BackendChoice]:
     """Return the choice for every op."""
-    return [choose(op) for op in _OPS]
+    return [choose(op) for op in _OPS["xla"]]
 
 
 def available() -> tuple[str, ...]:
     """Return the backends this machine can run."""
-    return _BACKENDS
+    return ("xla",) if _library().why_unavailable() else ("xla", "cpu")
 
 
 @contextlib.contextmanager
 def force(op: str, backend: str) -> Iterator[None]:
-    """Serve `op` ("*": every op) from `backend` inside the block."""
-    assert op == "*" or op in _OPS, op
+    """Serve `op` ("*": every op that the backend has) from `backend` inside the block."""
+    assert op == "*" or op in _OPS["xla"], op
     before = _forced.get(op)
+    if op != "*" and op not in _OPS.get(backend, {op}):
+        raise BackendError(f'op {op} has no backend "{backend}"; it has xla.')
     _forced[op] = _checked(backend)
     try:
         yield
@@ -83,12 +112,24 @@ def force(op: str, backend: str) -> Iterator[None]:
             _forced[op] = before
 
 
+def _forced_choice(op: str, backend: str, by: str) -> BackendChoice:
+    if op in _OPS[backend]:
+        return BackendChoice(op, backend, f"forced by {by}")
+    return BackendChoice(op, "xla", f"{backend}, forced by {by}, has no kernel for it")
+
+
 def _checked(backend: str) -> str:
-    if backend not in _BACKENDS:
-        raise BackendError(f'ops have no backend "{backend}" here.\nAvailable: {", ".join(_BACKENDS)}.')
+    if backend not in _OPS:
+        raise BackendError(f'ops have no backend "{backend}" here.\nAvailable: {", ".join(available())}.')
+    if backend == "cpu" and (why := _library().why_unavailable()):
+        raise BackendError(f'ops have no backend "cpu" here: {why}.\nAvailable: xla.')
     return backend
+
+
+def _library():
+    return importlib.import_module("gemworks.ops.cpu.library")
 
 
 @functools.cache
 def _load(backend: str, op: str) -> Callable:
-    return getattr(importlib.import_module(f"gemworks.ops.{backend}.{_OPS[op]}"), op)
+    return getattr(importlib.import_module(f"gemworks.ops.{backend}.{_OPS[backend][op]}"), op)

@@ -14,6 +14,7 @@ Ring of 4 slots, window 4, stored 0..5, chunk of 2 (positions 6, 7):
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemworks.ops.kv import Array, FullPlan, LayerKV, PageKV, PagePlan, RingKV, RingPlan
 
@@ -59,8 +60,8 @@ def attend_ring(q_TNH, k_TKH, v_TKH, plan: RingPlan, kv: RingKV, *, scale: float
     k_pos_RS = jnp.concatenate([slot_pos_RW, q_pos_RC], axis=1)
     distance_RCS = q_pos_RC[:, :, None] - k_pos_RS[:, None, :]
     mask_RCS = (distance_RCS >= 0) & (distance_RCS < plan.window) & (k_pos_RS >= 0)[:, None, :]
-    k_RSKH = jnp.concatenate([_take(kv.k_SWKH, plan.ring_R), k_RCKH], axis=1)
-    v_RSKH = jnp.concatenate([_take(kv.v_SWKH, plan.ring_R), v_RCKH], axis=1)
+    k_RSKH = jnp.concatenate([_take(kv.k_SWKH, kv.k_scale_SWK, plan.ring_R), k_RCKH], axis=1)
+    v_RSKH = jnp.concatenate([_take(kv.v_SWKH, kv.v_scale_SWK, plan.ring_R), v_RCKH], axis=1)
     return _attend(q_RCNH, k_RSKH, v_RSKH, mask_RCS, scale=scale).reshape(q_TNH.shape)
 
 
@@ -74,7 +75,9 @@ def store_ring(k_TKH, v_TKH, plan: RingPlan, kv: RingKV) -> RingKV:
     keep_RC = (pos_RC < end_R1) & (pos_RC >= end_R1 - W)
     slot_RC = jnp.where(keep_RC, pos_RC % W, W)
     at = (plan.ring_R[:, None], slot_RC)
-    return RingKV(_put(kv.k_SWKH, at, _rows(k_TKH, R), mode="drop"), _put(kv.v_SWKH, at, _rows(v_TKH, R), mode="drop"))
+    k_SWKH, k_scale_SWK = _put(kv.k_SWKH, kv.k_scale_SWK, at, _rows(k_TKH, R), mode="drop")
+    v_SWKH, v_scale_SWK = _put(kv.v_SWKH, kv.v_scale_SWK, at, _rows(v_TKH, R), mode="drop")
+    return RingKV(k_SWKH, v_SWKH, k_scale_SWK, v_scale_SWK)
 
 
 def store_pages(k_TKH, v_TKH, plan: PagePlan, kv: PageKV) -> PageKV:
@@ -86,10 +89,9 @@ def store_pages(k_TKH, v_TKH, plan: PagePlan, kv: PageKV) -> PageKV:
     real_RC = jnp.arange(C) < plan.count_R[:, None]
     at = (jnp.where(real_RC, page_RC, 0), pos_RC % B)  # padding goes to page 0, which nobody reads
     # All indices are in bounds: a scatter that may drop keeps the old pool beside the new one.
-    return PageKV(
-        _put(kv.k_PBKH, at, _rows(k_TKH, R), mode="promise_in_bounds"),
-        _put(kv.v_PBKH, at, _rows(v_TKH, R), mode="promise_in_bounds"),
-    )
+    k_PBKH, k_scale_PBK = _put(kv.k_PBKH, kv.k_scale_PBK, at, _rows(k_TKH, R), mode="promise_in_bounds")
+    v_PBKH, v_scale_PBK = _put(kv.v_PBKH, kv.v_scale_PBK, at, _rows(v_TKH, R), mode="promise_in_bounds")
+    return PageKV(k_PBKH, v_PBKH, k_scale_PBK, v_scale_PBK)
 
 
 def attend_pages(q_TNH, plan: PagePlan, kv: PageKV, *, scale: float) -> jax.Array:
@@ -112,8 +114,8 @@ def attend_pages(q_TNH, plan: PagePlan, kv: PageKV, *, scale: float) -> jax.Arra
     def turn(i, carry):
         best, total, out = carry
         pages_Rm = jax.lax.dynamic_slice_in_dim(table_RM, i * pages_a_turn, pages_a_turn, axis=1)
-        k_RSKH = _take(kv.k_PBKH, pages_Rm).reshape(R, S, K, H)
-        v_RSKH = _take(kv.v_PBKH, pages_Rm).reshape(R, S, K, H)
+        k_RSKH = _take(kv.k_PBKH, kv.k_scale_PBK, pages_Rm).reshape(R, S, K, H)
+        v_RSKH = _take(kv.v_PBKH, kv.v_scale_PBK, pages_Rm).reshape(R, S, K, H)
         k_pos_S = i * S + jnp.arange(S)
         mask_RCS = k_pos_S <= q_pos_RC[:, :, None]
         scores = _einsum("rkgch,rskh->rkgcs", q_RKGCH, k_RSKH)
@@ -155,19 +157,33 @@ def _grouped(q_RCNH: jax.Array, K: int) -> jax.Array:
     return jnp.moveaxis(q_RCNH.reshape(R, C, K, N // K, H), 1, 3)
 
 
-def _take(pool: jax.Array, index: Array) -> jax.Array:
+def _take(pool: jax.Array, scale: jax.Array | None, index: Array) -> jax.Array:
     """Return pool[index] in fp32."""
     block = pool[index]
+    if scale is not None:
+        return block.astype(jnp.float32) * scale[index][..., None]
     if block.dtype == jnp.uint16:
         block = jax.lax.bitcast_convert_type(block, jnp.bfloat16)
     return block.astype(jnp.float32)
 
 
-def _put(pool: jax.Array, at: tuple, values: jax.Array, *, mode: str) -> jax.Array:
-    """Return the pool with the values stored at the indices, rounded as the pool stores them."""
-    if pool.dtype == jnp.uint16:
+def _put(pool: jax.Array, scale: jax.Array | None, at: tuple, values: jax.Array, *, mode: str):
+    """Return (pool, scale) with the values stored at the indices, rounded as the pool stores them."""
+    if scale is not None:
+        values, scales = quantize(values)
+        scale = scale.at[at].set(scales, mode=mode)
+    elif pool.dtype == jnp.uint16:
         values = jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
-    return pool.at[at].set(values.astype(pool.dtype), mode=mode)
+    return pool.at[at].set(values.astype(pool.dtype), mode=mode), scale
+
+
+def quantize(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return (codes, scales) of values [..., H]: round(x * 127 / max|x|) in int8, and max|x| / 127 (csrc: WriteHead)."""
+    largest = jnp.abs(values).max(axis=-1)
+    largest = jnp.where(largest > 1e-30, largest, 0)  # below, the inverse would overflow: stored as zeros
+    inverse = jnp.where(largest > 0, 127 / largest, 0)
+    codes = jnp.round(values * inverse[..., None]).astype(jnp.int8)
+    return codes, largest * np.float32(1 / 127)
 
 
 def _einsum(spec: str, *operands) -> jax.Array:

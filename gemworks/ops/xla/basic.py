@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from gemworks.ops.kv import Array
+from gemworks.ops.weight import Weight
+from gemworks.ops.xla.quant import dequantize, take_rows
 
 # T tokens, D input width, F output width, N heads, H head width, V vocabulary rows
 
@@ -19,9 +21,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     return x * inverse_rms * (1.0 + scale.astype(jnp.float32))
 
 
-def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
-    """Return y_TF = x_TD @ weight_FD.T in fp32, the activations rounded to the weights' dtype."""
+def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
+    """Return y_TF = x_TD @ weight_FD.T in fp32, the activations rounded to the weights' dtype (quantized: fp32)."""
     T = x_TD.shape[0]
+    if not isinstance(weight_FD, jax.Array):
+        weight_FD = dequantize(weight_FD)
     x_TD = x_TD.astype(weight_FD.dtype)
     if T == 1 and weight_FD.dtype == jnp.bfloat16:
         # XLA on CPU has no bf16 matrix-vector product: it first converts the whole matrix to fp32 in a temporary. With
@@ -33,8 +37,13 @@ def linear(x_TD: jax.Array, weight_FD: jax.Array) -> jax.Array:
     return y_TF[:T]
 
 
-def embed(ids_T: Array, weight_VD: jax.Array, *, scale: float) -> jax.Array:
-    """Return x_TD = weight[ids] * scale in fp32, rounded to the weights' dtype as in training. Ids are clipped to V."""
+def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:
+    """Return x_TD = weight[ids] * scale in fp32, rounded to the weights' dtype as in training. Ids are clipped to V.
+
+    A quantized table gives code * scale of the row, times `scale`, and is not rounded.
+    """
+    if not isinstance(weight_VD, jax.Array):
+        return take_rows(weight_VD, jnp.asarray(ids_T)) * scale
     rows_TD = jnp.take(weight_VD, ids_T, axis=0, mode="clip").astype(jnp.float32)
     return (rows_TD * scale).astype(weight_VD.dtype).astype(jnp.float32)
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from gemworks.ops.sampling import SHORT_LIST, Penalties, SampleParams
+from gemworks.ops.weight import Weight
+from gemworks.ops.xla.basic import linear
 
 # R rows, V vocabulary rows, Q candidates kept, best first
 
@@ -22,9 +24,33 @@ def penalize(logits_RV: jax.Array, penalties: Penalties) -> jax.Array:
     return logits_RV + penalties.bias_RV
 
 
+def head_top(
+    h_RD: jax.Array, weight_VD: Weight, *, vocab: int, top: int, with_total: bool, product=linear
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (values_RQ, ids_RQ, log_total_R): the Q = min(top, vocab) largest of the first `vocab` logits, best first.
+
+    log_total is ln sum e^logit over the first `vocab`, or zeros where `with_total` is false. Equal logits: lower id
+    first. `product` multiplies with a matrix.
+    """
+    logits_RV = product(h_RD, weight_VD)[:, :vocab]
+    if top == 1:  # one pass, where top_k would sort
+        ids_RQ = jnp.argmax(logits_RV, axis=-1, keepdims=True).astype(jnp.int32)
+        values_RQ = jnp.take_along_axis(logits_RV, ids_RQ, axis=1)
+    else:
+        values_RQ, ids_RQ = jax.lax.top_k(logits_RV, min(top, vocab))
+    total_R = jax.nn.logsumexp(logits_RV, axis=-1) if with_total else jnp.zeros(logits_RV.shape[0], jnp.float32)
+    return values_RQ, ids_RQ, total_R
+
+
 def sample(logits_RV: jax.Array, params: SampleParams, *, short: bool) -> jax.Array:
     """Return the drawn id of every row, int32. `short` promises 0 < top_k <= SHORT_LIST in every row that draws."""
-    probs_RQ, ids_RQ = candidates(logits_RV, params, short=short)
+    V = logits_RV.shape[1]
+    return draw(*jax.lax.top_k(logits_RV, min(SHORT_LIST, V) if short else V), params)
+
+
+def draw(values_RQ: jax.Array, ids_RQ: jax.Array, params: SampleParams) -> jax.Array:
+    """Return the drawn id of every row, int32, from its largest logits, best first; Q covers every row's top_k."""
+    probs_RQ = candidates(values_RQ, params)
     cumulative_RQ = jnp.cumsum(probs_RQ, axis=-1)
     point_R = jax.vmap(_uniform)(jnp.asarray(params.seed_R2), jnp.asarray(params.index_R)) * cumulative_RQ[:, -1]
     drawn_R = jnp.sum(cumulative_RQ <= point_R[:, None], axis=-1)
@@ -34,13 +60,11 @@ def sample(logits_RV: jax.Array, params: SampleParams, *, short: bool) -> jax.Ar
     return jnp.take_along_axis(ids_RQ, choice_R[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 
-def candidates(logits_RV: jax.Array, params: SampleParams, *, short: bool) -> tuple[jax.Array, jax.Array]:
-    """Return (probs_RQ, ids_RQ), best first: 0 where a filter dropped the token, and not normalised again.
+def candidates(values_RQ: jax.Array, params: SampleParams) -> jax.Array:
+    """Return probs_RQ of logits that are sorted, best first: 0 where a filter dropped one, and not normalised again.
 
     A greedy row keeps its first candidate only.
     """
-    V = logits_RV.shape[1]
-    values_RQ, ids_RQ = jax.lax.top_k(logits_RV, min(SHORT_LIST, V) if short else V)
     greedy_R = params.temperature_R == 0.0
     values_RQ = values_RQ / jnp.where(greedy_R, 1.0, params.temperature_R)[:, None]
     rank_Q = jnp.arange(values_RQ.shape[1])
@@ -53,7 +77,7 @@ def candidates(logits_RV: jax.Array, params: SampleParams, *, short: bool) -> tu
     keep_RQ &= (params.top_p_R >= 1.0)[:, None] | (before_RQ < params.top_p_R[:, None])
     keep_RQ &= probs_RQ >= params.min_p_R[:, None] * probs_RQ[:, :1]
     keep_RQ = jnp.where(greedy_R[:, None], rank_Q == 0, keep_RQ | (rank_Q == 0))
-    return jnp.where(keep_RQ, probs_RQ, 0.0), ids_RQ
+    return jnp.where(keep_RQ, probs_RQ, 0.0)
 
 
 def top_logprobs(logits_RV: jax.Array, chosen_R: jax.Array, *, top: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gemworks.cli import machine
+from gemworks import machine
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:   12000000 kB\n"
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from gemworks.cli import machine, plan
+from gemworks import machine
+from gemworks.cli import plan
 from gemworks.llm import DEFAULT_CONTEXT
 
 # Parameters of the text models and of the vision tower with its projector, spec 3.4.

@@ -1,5 +1,6 @@
 """What this machine is: processor, cores, memory, and what a container allows of them. Reads /proc and /sys; no jax."""
 
+import math
 import os
 import platform
 import re
@@ -47,8 +48,18 @@ def processor() -> Processor:
     """Return the processor of this machine."""
     name, isa = _cpu_name_and_isa()
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return Processor(name=name, isa=isa, cores=cores, usable_cores=usable, quota=_cgroup_cores())
+    return Processor(name=name, isa=isa, cores=cores, usable_cores=usable_cores(), quota=_cgroup_cores())
+
+
+def threads() -> int:
+    """Return how many threads can run at once here: the affinity mask, or a container's quota where that is less."""
+    usable, quota = usable_cores(), _cgroup_cores()
+    return max(1, usable if quota is None else min(usable, math.ceil(quota)))
+
+
+def usable_cores() -> int:
+    """Return the number of cores in this process's affinity mask."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _system_memory() -> tuple[int, int]:

@@ -1,0 +1,124 @@
+// Attention over rings and pages. Included by kernels_<isa>.cc inside its namespace, after simd_<isa>.h and pool.h.
+//
+//     ring     queries see the ring as it was and the chunk's own keys in fp32; then the chunk is stored. Its first query
+//              still needs the slots that its last tokens take.
+//     pages    the chunk is stored first and read back from the pages, rounded as they store it.
+//
+// That order is gemworks/ops/xla/attention.py's, the specification. A call of one column goes to attention_decode.inl, of
+// more to attention_prefill.inl. All sums are fp32.
+
+constexpr int64_t kKeyBlock = 64;  // keys whose scores are computed before their values are added
+constexpr int64_t kPieces = 32;    // parts of a row's keys that threads may share, at most
+
+#include "softmax.inl"
+// After softmax.inl; before the kernels that read with them.
+#include "attention_store.inl"
+
+// One block of keys of one row and kv head, by address, padded to whole vectors with the last one.
+template <KvType kType>
+struct KeyBlock {
+  using Type = typename Stored<kType>::Type;
+  const Type* k[kKeyBlock];
+  const Type* v[kKeyBlock];
+  float k_scale[kKeyBlock], v_scale[kKeyBlock];  // int8 only
+  int64_t size;
+  int64_t block_bytes;  // from a key to the one kKeyBlock slots on
+};
+
+template <KvType kType>
+inline void PadKeys(KeyBlock<kType>& to) {
+  const int64_t last = to.size - 1;
+  for (int64_t s = to.size; s % kLanes != 0; ++s) {
+    to.k[s] = to.k[last], to.v[s] = to.v[last];
+    if (kType == KvType::kInt8) to.k_scale[s] = to.v_scale[s] = 0.0f;
+  }
+}
+
+// Positions [p, p + n) of row r in the pool, kv head j; n <= kKeyBlock.
+template <KvType kType>
+inline void AddressKeys(const AttentionArguments& call, int64_t r, int64_t j, int64_t p, int64_t n, KeyBlock<kType>& to) {
+  using Type = typename Stored<kType>::Type;
+  const KvPool& kv = call.kv;
+  const int64_t K = call.kv_heads, H = call.head_dim;
+  for (int64_t s = 0; s < n;) {
+    const int64_t run = std::min(n - s, kv.slots - (p + s) % kv.slots);
+    int64_t at = SlotOf(kv, r, p + s) * K + j;
+    for (const int64_t end = s + run; s < end; ++s, at += K) {
+      to.k[s] = static_cast<const Type*>(kv.k) + at * H;
+      to.v[s] = static_cast<const Type*>(kv.v) + at * H;
+      if (kType == KvType::kInt8) to.k_scale[s] = kv.k_scale[at], to.v_scale[s] = kv.v_scale[at];
+    }
+  }
+  to.size = n;
+  to.block_bytes = kKeyBlock * K * H * static_cast<int64_t>(sizeof(Type));
+  PadKeys(to);
+}
+
+inline void AddressOne(const float* k, const float* v, KeyBlock<KvType::kFloat32>& to) {
+  to.k[0] = k, to.v[0] = v;
+  to.size = 1, to.block_bytes = 0;
+  PadKeys(to);
+}
+
+// What a piece of keys leaves for its queries: each one's largest score, sum of weights, and weighted sum of values [H].
+struct Partial {
+  float* best;
+  float* total;
+  float* out;
+};
+
+inline int64_t PartialSize(int64_t queries, int64_t H) { return queries * (H + 2); }
+inline Partial PartialAt(float* at, int64_t queries) { return {at, at + queries, at + 2 * queries}; }
+
+// Joins the pieces of query i, which lie one after another, in their order, into out[H].
+inline void Join(float* pieces, int64_t num_pieces, int64_t queries, int64_t H, int64_t i, float* out) {
+  const int64_t size = PartialSize(queries, H);
+  alignas(64) float weight[kPieces];
+  float best = kNoKeyYet, total = 0.0f;
+  for (int64_t p = 0; p < kPieces; ++p) {
+    weight[p] = p < num_pieces ? PartialAt(pieces + p * size, queries).best[i] : kMasked;
+    best = weight[p] > best ? weight[p] : best;
+  }
+  for (int64_t p = 0; p < kPieces; p += kLanes) Store(weight + p, ExpDown(Sub(Load(weight + p), Set(best))));
+  for (int64_t p = 0; p < num_pieces; ++p) total += weight[p] * PartialAt(pieces + p * size, queries).total[i];
+  const Floats inverse = Set(1.0f / total);
+  for (int64_t h = 0; h < H; h += kLanes) {
+    Floats sum = Zero();
+    for (int64_t p = 0; p < num_pieces; ++p) {
+      const float* from = PartialAt(pieces + p * size, queries).out + i * H;
+      sum = MulAdd(Set(weight[p]), Load(from + h), sum);
+    }
+    Store(out + h, Mul(sum, inverse));
+  }
+}
+
+// Counts down to the last piece of each group; the thread that finishes it sees what the others wrote.
+class Countdowns {
+ public:
+  template <class F>
+  Countdowns(int64_t groups, F&& pieces) : left_(new std::atomic<int64_t>[groups]) {
+    for (int64_t i = 0; i < groups; ++i) left_[i].store(pieces(i), std::memory_order_relaxed);
+  }
+  bool IsLast(int64_t group) { return left_[group].fetch_sub(1, std::memory_order_acq_rel) == 1; }
+
+ private:
+  std::unique_ptr<std::atomic<int64_t>[]> left_;
+};
+
+#include "attention_decode.inl"
+#include "attention_prefill.inl"
+
+template <KvType kType>
+inline void AttendAs(const AttentionArguments& call, Pool& pool) {
+  for (int64_t r = 0; r < call.rows; ++r) ZeroPadding(call, r);
+  if (call.columns == 1) AttendColumn<kType>(call, pool);
+  else AttendChunk<kType>(call, pool);
+}
+
+void Attend(const AttentionArguments& call, Pool& pool) {
+  switch (call.kv.type) {
+    case KvType::kFloat32: return AttendAs<KvType::kFloat32>(call, pool);
+    case KvType::kBf16: return AttendAs<KvType::kBf16>(call, pool);
+    case KvType::kInt8: return AttendAs<KvType::kInt8>(call, pool);
+  }
+}

@@ -1,0 +1,125 @@
+// A layer around its attention, in two kernels: before it (norm, q, k, v, QK-norm, RoPE) and after it (o, residual,
+// feed-forward, residual). Between the phases of a kernel the threads meet at a barrier: about 0.2 us each, against
+// 4 us for every operation of a compiled step that they replace.
+//
+//     qkv    rows: norm, quantize | panels: q, k, v              | heads: norm, turn
+//     tail   rows: quantize attn  | panels: o                    | rows: residual, norm, quantize
+//            panel pairs: gate, up, gelu(gate) * up, quantize    | panels: down | rows: residual
+//
+// The feed-forward activations exist in int8 only, a block of 32 at a time: two panels of gate and two of up give 32
+// neighbouring outputs for a few tokens, which are multiplied and quantized in cache. Ceilings: see linear.inl.
+
+// Draws tickets for items 0 .. count - 1 and calls body(item).
+template <typename Body>
+inline void Share(Tickets& tickets, int64_t count, Body&& body) {
+  for (int64_t i = tickets.Draw(); i < count; i = tickets.Draw()) body(i);
+}
+
+// Norms a head in place and turns its pairs (i, i + H / 2); H a multiple of 32.
+inline void NormAndTurn(float* head, int64_t H, const float* gain, const float* cos, const float* sin, float eps) {
+  const Floats inverse = Set(InverseRms(head, H, eps));
+  const int64_t J = H / 2;
+  for (int64_t j = 0; j < J; j += kLanes) {
+    const Floats first = Mul(Mul(Load(head + j), inverse), Add(Set(1.0f), Load(gain + j)));
+    const Floats second = Mul(Mul(Load(head + J + j), inverse), Add(Set(1.0f), Load(gain + J + j)));
+    const Floats c = Load(cos + j), s = Load(sin + j);
+    Store(head + j, Sub(Mul(first, c), Mul(second, s)));
+    Store(head + J + j, MulAdd(second, c, Mul(first, s)));
+  }
+}
+
+void Qkv(const QkvArguments& g, Pool& pool, uint8_t* workspace) {
+  const Activations a(workspace, g.tokens, g.q_weight.cols);
+  Wanted wanted;
+  for (const Matrix* m : {&g.q_weight, &g.k_weight, &g.v_weight}) wanted.Add(m->format);
+  const Product products[] = {{&a, g.q_weight, g.q}, {&a, g.k_weight, g.k}, {&a, g.v_weight, g.v}};
+  const int64_t H = g.head_dim, J = H / 2, N = g.q_weight.rows / H, K = g.k_weight.rows / H;
+  Tickets tickets[3];
+  pool.Run([&](int) {
+    Share(tickets[0], a.rows, [&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, g.gain, g.eps, wanted); });
+    pool.Barrier();
+    Multiply(tickets[1], products, 3, pool.size());
+    pool.Barrier();
+    Share(tickets[2], a.rows, [&](int64_t t) {
+      for (int64_t n = 0; n < N; ++n) NormAndTurn(g.q + (t * N + n) * H, H, g.q_gain, g.cos + t * J, g.sin + t * J, g.eps);
+      for (int64_t k = 0; k < K; ++k) NormAndTurn(g.k + (t * K + k) * H, H, g.k_gain, g.cos + t * J, g.sin + t * J, g.eps);
+    });
+  });
+}
+
+int64_t QkvWorkspace(const QkvArguments& g) { return Activations::Bytes(g.tokens, g.q_weight.cols); }
+
+// Hidden columns 32 * pair .. + 31 of every token: gelu(gate) * up, ready for `down`.
+inline void GateUpPair(const Activations& x, const Matrix& gate, const Matrix& up, int64_t pair, const Activations& hidden,
+                       Wanted wanted) {
+  alignas(64) float g[kTileTokens * kBlock], u[kTileTokens * kBlock];
+  for (int64_t t = 0; t < x.rows; t += kTileTokens) {
+    const int64_t count = std::min<int64_t>(kTileTokens, x.rows - t);
+    MultiplyPanels(x, gate, 2 * pair, 2, t, count, g, kBlock);
+    MultiplyPanels(x, up, 2 * pair, 2, t, count, u, kBlock);
+    for (int64_t i = 0; i < count; ++i) {
+      const Floats low = Mul(GeluTanh(Load(g + i * kBlock)), Load(u + i * kBlock));
+      const Floats high = Mul(GeluTanh(Load(g + i * kBlock + kLanes)), Load(u + i * kBlock + kLanes));
+      if (wanted.codes) QuantizeBlock(hidden, t + i, pair, low, high);
+      if (wanted.floats) {
+        Store(hidden.x + (t + i) * hidden.padded + pair * kBlock, low);
+        Store(hidden.x + (t + i) * hidden.padded + pair * kBlock + kLanes, high);
+      }
+    }
+  }
+}
+
+// Columns past the width of `a` (half a unit, where the width is an odd number of blocks) are zero.
+inline void ClearPadding(const Activations& a, int64_t t, Wanted wanted) {
+  for (int64_t b = a.cols / kBlock; b < a.blocks; ++b) {
+    if (wanted.codes) QuantizeBlock(a, t, b, Zero(), Zero());
+    if (wanted.floats) std::memset(a.x + t * a.padded + b * kBlock, 0, kBlock * sizeof(float));
+  }
+}
+
+void Tail(const TailArguments& g, Pool& pool, uint8_t* workspace) {
+  const int64_t T = g.tokens, D = g.o.rows, E = g.o.cols, F = g.gate.rows;
+  const Activations attn(workspace, T, E);
+  workspace += Activations::Bytes(T, E);
+  const Activations normed(workspace, T, D);
+  workspace += Activations::Bytes(T, D);
+  const Activations hidden(workspace, T, F);
+  workspace += Activations::Bytes(T, F);
+  float* y = reinterpret_cast<float*>(workspace);  // [T, D]: what o, then what down gave
+  Wanted for_o, for_gate, for_down;
+  for_o.Add(g.o.format);
+  for_gate.Add(g.gate.format);
+  for_gate.Add(g.up.format);
+  for_down.Add(g.down.format);
+  const Product o{&attn, g.o, y}, down{&hidden, g.down, y};
+  const int64_t pairs = F / kBlock, step = PairsATicket(pairs, pool.size());
+  Tickets tickets[6];
+  pool.Run([&](int) {
+    Share(tickets[0], T, [&](int64_t t) { PrepareRow(attn, t, g.attn + t * E, nullptr, g.eps, for_o); });
+    pool.Barrier();
+    Multiply(tickets[1], &o, 1, pool.size());
+    pool.Barrier();
+    Share(tickets[2], T, [&](int64_t t) {
+      AddNormed(g.out + t * D, g.x + t * D, y + t * D, g.attn_gain, D, g.eps);
+      PrepareRow(normed, t, g.out + t * D, g.ffw_gain, g.eps, for_gate);
+      ClearPadding(hidden, t, for_down);
+    });
+    pool.Barrier();
+    Share(tickets[3], (pairs + step - 1) / step, [&](int64_t ticket) {
+      for (int64_t pair = ticket * step; pair < std::min(pairs, (ticket + 1) * step); ++pair) {
+        GateUpPair(normed, g.gate, g.up, pair, hidden, for_down);
+      }
+    });
+    pool.Barrier();
+    Multiply(tickets[4], &down, 1, pool.size());
+    pool.Barrier();
+    Share(tickets[5], T, [&](int64_t t) {
+      AddNormed(g.out + t * D, g.out + t * D, y + t * D, g.ffw_post_gain, D, g.eps);
+    });
+  });
+}
+
+int64_t TailWorkspace(const TailArguments& g) {
+  return Activations::Bytes(g.tokens, g.o.cols) + Activations::Bytes(g.tokens, g.o.rows) +
+         Activations::Bytes(g.tokens, g.gate.rows) + Aligned(g.tokens * g.o.rows * 4);
+}

@@ -1,0 +1,269 @@
+// y = x W^T for a packed W: tiles of tokens x panels whose sums stay in registers.
+//
+// One line of a panel is 16 rows x 4 columns; one Dot4 multiplies it with 4 activations repeated for all rows:
+//
+//     line      r0: w0 w1 w2 w3 | r1: w0 w1 w2 w3 | ... r15          u8, memory or unpacked nibbles
+//     repeated  a0 a1 a2 a3     | a0 a1 a2 a3     | ...              s8, one 4-byte broadcast
+//     sums      r0 += ...       | r1 += ...       | ...              s32: a row per lane, no sum across lanes ever
+//
+// Integer sums run over one block of 32 columns and start from -offset * (sum of the block's activations), because
+// codes are stored unsigned. Then float += (float) sum * (weight scale * activation scale), blocks in ascending order:
+// a token's result is the same bits in any tile, batch and thread.
+//
+// Ceilings. One token is bound by memory: 0.5625 bytes a weight in int4-b32. Many are bound by Dot4: a block costs 8 of
+// them a token and panel, and beside them one conversion, one product and one multiply-add, so at most 8/10 of the
+// Dot4 peak where those share ports with it (Zen 4: Dot4 and multiplications one zmm a cycle).
+// Tile: 6 tokens x 2 panels in AVX-512 need 12 integer and 12 float sums, 4 weight lines and an activation: 29 of 32
+// registers. Two panels share a broadcast; six tokens share a line's load and its unpacking.
+// GCC keeps arrays of vectors in memory unless every loop over them is unrolled: hence the pragmas.
+
+constexpr int64_t kPrefetchMax = 32768;
+
+template <Format kFormat, int T, int P>
+inline __attribute__((always_inline)) void IntegerTile(const Activations& a, int64_t t0, const uint8_t* panel,
+                                                       int64_t panel_bytes, float* out, int64_t out_stride) {
+  constexpr bool kNibbles = kFormat == Format::kInt4B32 || kFormat == Format::kInt4;
+  constexpr bool kBlockScales = HasBlockScales(kFormat);
+  constexpr int kLinesABlock = kNibbles ? 4 : 8;
+  const int64_t units = a.padded / kUnit;
+  const int8_t* codes = a.codes + t0 * a.padded;
+  const int32_t* start = (kNibbles ? a.start4 : a.start8) + t0 * a.blocks;
+  const float* scale = a.scale + t0 * a.blocks;
+
+  Floats sum[T][P];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) sum[t][p] = Zero();
+  }
+  const int64_t ahead = P * panel_bytes <= kPrefetchMax ? P * panel_bytes : kPrefetchMax / 4;
+  for (int64_t u = 0; u < units; ++u) {
+    const uint8_t* unit = panel + u * UnitBytes(kFormat);
+    if (T <= 2) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        for (int line = 0; line < UnitBytes(kFormat) / kLine; ++line) Prefetch(unit + p * panel_bytes + ahead + line * kLine);
+      }
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t b = 2 * u + half;
+      const int8_t* four = codes + b * kBlock;
+      Ints dot[T][P];
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) {
+        const Ints from = SetInts(start[t * a.blocks + b]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) dot[t][p] = from;
+      }
+#pragma GCC unroll 8
+      for (int line = 0; line < kLinesABlock; ++line) {
+        Bytes w[P], high[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          w[p] = LoadBytes(unit + p * panel_bytes + (half * kLinesABlock + line) * kLine);
+          if (kNibbles) {
+            high[p] = HighNibbles(w[p]);
+            w[p] = LowNibbles(w[p]);
+          }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          const Bytes x = RepeatFour(four + t * a.padded + 4 * line);
+#pragma GCC unroll 4
+          for (int p = 0; p < P; ++p) dot[t][p] = Dot<kNibbles>(dot[t][p], w[p], x);
+          if (kNibbles) {
+            const Bytes y = RepeatFour(four + t * a.padded + 16 + 4 * line);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) dot[t][p] = Dot<kNibbles>(dot[t][p], high[p], y);
+          }
+        }
+      }
+      Floats weight_scale[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* at = unit + p * panel_bytes + CodeLines(kFormat) * kLine + half * 32;
+        weight_scale[p] = kBlockScales ? LoadFp16(reinterpret_cast<const uint16_t*>(at)) : Zero();
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) {
+        const Floats x_scale = Set(scale[t * a.blocks + b]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          const Floats factor = kBlockScales ? Mul(weight_scale[p], x_scale) : x_scale;
+          sum[t][p] = MulAdd(ToFloats(dot[t][p]), factor, sum[t][p]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      if (!kBlockScales) {
+        const uint8_t* at = panel + p * panel_bytes + units * UnitBytes(kFormat);
+        sum[t][p] = Mul(sum[t][p], Load(reinterpret_cast<const float*>(at)));
+      }
+      Store(out + t * out_stride + p * kRows, sum[t][p]);
+    }
+  }
+}
+
+// Sixteen sfp8 codes, each in the top byte of its lane, as floats (ops/xla/quant.py, sfp8_values).
+inline Floats FromSfp8(Ints top) {
+  const Ints c = And(top, SetInts(0x7f000000));
+  const Ints small = AddInts(ShiftRight(c, 3), SetInts((127 - 23) << 23));
+  const Ints large = AddInts(ShiftRight(c, 4), SetInts((127 - 15) << 23));
+  const Ints magnitude = IfGreater(c, SetInts(0x3fffffff), large, IfGreater(c, ZeroInts(), small, ZeroInts()));
+  return AsFloats(Or(magnitude, And(top, SetInts(INT32_MIN))));
+}
+
+// One panel in a format whose weights are floats. Bound by the conversions, not by memory.
+template <Format kFormat, int T>
+inline void FloatTile(const Activations& a, int64_t t0, const uint8_t* panel, float* out, int64_t out_stride) {
+  constexpr int kColumns = kFormat == Format::kBf16 ? 2 : 4;  // of a line
+  const int64_t lines = a.padded / kColumns;
+  const float* x = a.x + t0 * a.padded;
+  Floats sum[T];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) sum[t] = Zero();
+  for (int64_t line = 0; line < lines; ++line) {
+    const Ints bits = LoadInts(reinterpret_cast<const int32_t*>(panel + line * kLine));
+    Floats w[kColumns];
+    if (kFormat == Format::kBf16) {
+      w[0] = AsFloats(ShiftLeft(bits, 16));
+      w[1] = AsFloats(And(bits, SetInts(static_cast<int32_t>(0xffff0000u))));
+    } else {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) w[c] = FromSfp8(And(ShiftLeft(bits, 24 - 8 * c), SetInts(static_cast<int32_t>(0xff000000u))));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) sum[t] = MulAdd(w[c], Set(x[t * a.padded + line * kColumns + c]), sum[t]);
+    }
+  }
+  if (kFormat == Format::kSfp8) {
+    const Floats scale = Load(reinterpret_cast<const float*>(panel + lines * kLine));
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) sum[t] = Mul(sum[t], scale);
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) Store(out + t * out_stride, sum[t]);
+}
+
+// Tokens t0 .. t0 + T - 1 of `panels` panels, one or two.
+template <Format kFormat, int T>
+void PanelsTile(const Activations& a, int64_t t0, const uint8_t* panel, int64_t panel_bytes, int panels, float* out,
+                int64_t out_stride) {
+  if constexpr (!IsInteger(kFormat)) {
+    for (int p = 0; p < panels; ++p) FloatTile<kFormat, T>(a, t0, panel + p * panel_bytes, out + p * kRows, out_stride);
+  } else {
+    if constexpr (kTilePanels == 2) {
+      if (panels == 2) return IntegerTile<kFormat, T, 2>(a, t0, panel, panel_bytes, out, out_stride);
+    }
+    for (int p = 0; p < panels; ++p) {
+      IntegerTile<kFormat, T, 1>(a, t0, panel + p * panel_bytes, panel_bytes, out + p * kRows, out_stride);
+    }
+  }
+}
+
+using TileFunction = void (*)(const Activations&, int64_t, const uint8_t*, int64_t, int, float*, int64_t);
+
+template <Format kFormat>
+TileFunction TileOf(int tokens) {
+  static constexpr TileFunction kTiles[] = {
+      PanelsTile<kFormat, 1>, PanelsTile<kFormat, 2>, PanelsTile<kFormat, 3>,
+      PanelsTile<kFormat, 4>, PanelsTile<kFormat, 5>, PanelsTile<kFormat, 6>,
+  };
+  return kTiles[tokens - 1];
+}
+
+// The tile of a format for 1 .. kTileTokens tokens.
+inline TileFunction TileOf(Format format, int tokens) {
+  switch (format) {
+    case Format::kInt4B32: return TileOf<Format::kInt4B32>(tokens);
+    case Format::kInt4: return TileOf<Format::kInt4>(tokens);
+    case Format::kInt8B32: return TileOf<Format::kInt8B32>(tokens);
+    case Format::kInt8: return TileOf<Format::kInt8>(tokens);
+    case Format::kSfp8: return TileOf<Format::kSfp8>(tokens);
+    case Format::kBf16: return TileOf<Format::kBf16>(tokens);
+  }
+  return nullptr;
+}
+
+// Rows 16 * first .. of `panels` (1 or 2) panels of m for tokens t0 .. t0 + tokens - 1 into out[token - t0][row].
+inline void MultiplyPanels(const Activations& a, const Matrix& m, int64_t first, int panels, int64_t t0, int64_t tokens,
+                           float* out, int64_t out_stride) {
+  const int64_t panel_bytes = PanelBytes(m.format, m.cols);
+  const uint8_t* panel = m.data + first * panel_bytes;
+  for (int64_t t = 0; t < tokens; t += kTileTokens) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileTokens, tokens - t));
+    TileOf(m.format, count)(a, t0 + t, panel, panel_bytes, panels, out + t * out_stride, out_stride);
+  }
+}
+
+// A product whose output is [rows of a, m.rows] floats, shared among threads by tickets of two panels (more for one
+// token, whose pairs are too short to draw one by one). Rows past m.rows are computed and not written.
+struct Product {
+  const Activations* a;
+  Matrix m;
+  float* out;
+
+  int64_t pairs() const { return (Panels(m.rows) + 1) / 2; }
+
+  void Pair(int64_t pair) const {
+    const int64_t first = 2 * pair, row = first * kRows;
+    const int panels = static_cast<int>(std::min<int64_t>(2, Panels(m.rows) - first));
+    if (row + panels * kRows <= m.rows) {
+      MultiplyPanels(*a, m, first, panels, 0, a->rows, out + row, m.rows);
+      return;
+    }
+    float part[kTileTokens * 2 * kRows];  // the last rows of a matrix whose height is no multiple of 16
+    for (int64_t t = 0; t < a->rows; t += kTileTokens) {
+      const int64_t count = std::min<int64_t>(kTileTokens, a->rows - t);
+      MultiplyPanels(*a, m, first, panels, t, count, part, 2 * kRows);
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(out + (t + i) * m.rows + row, part + i * 2 * kRows, (m.rows - row) * sizeof(float));
+      }
+    }
+  }
+};
+
+// Pairs that one ticket stands for: some sixteen tickets a thread are enough to even out.
+inline int64_t PairsATicket(int64_t pairs, int threads) { return std::max<int64_t>(1, pairs / (16 * threads)); }
+
+// Computes several products of the same tokens as one pool of work; called by every thread.
+inline void Multiply(Tickets& tickets, const Product* products, int count, int threads) {
+  int64_t all = 0;
+  for (int i = 0; i < count; ++i) all += products[i].pairs();
+  const int64_t step = PairsATicket(all, threads);
+  for (int64_t begin = tickets.Draw() * step; begin < all; begin = tickets.Draw() * step) {
+    for (int64_t pair = begin; pair < std::min(begin + step, all); ++pair) {
+      int64_t local = pair;
+      int i = 0;
+      while (local >= products[i].pairs()) local -= products[i++].pairs();
+      products[i].Pair(local);
+    }
+  }
+}
+
+// y = x W^T: the plain product, x as it is.
+void Linear(const LinearArguments& arguments, Pool& pool, uint8_t* workspace) {
+  const Activations a(workspace, arguments.tokens, arguments.weight.cols);
+  Wanted wanted;
+  wanted.Add(arguments.weight.format);
+  const Product product{&a, arguments.weight, arguments.y};
+  Tickets tickets[2];
+  pool.Run([&](int) {
+    for (int64_t t = tickets[0].Draw(); t < a.rows; t = tickets[0].Draw()) {
+      PrepareRow(a, t, arguments.x + t * a.cols, nullptr, 0, wanted);
+    }
+    pool.Barrier();
+    Multiply(tickets[1], &product, 1, pool.size());
+  });
+}
+
+int64_t LinearWorkspace(const LinearArguments& arguments) {
+  return Activations::Bytes(arguments.tokens, arguments.weight.cols);
+}
