@@ -51,6 +51,17 @@ ffi::Error Linear(F32 x, U8 weight, Matrices matrices, F32Result y) {
   return ffi::Error::Success();
 }
 
+ffi::Error RowMajor(F32 x, ffi::Buffer<ffi::BF16> weight, F32Result y) {
+  const RowMajorArguments a{x.dimensions()[0], weight.dimensions()[0], weight.dimensions()[1], x.typed_data(),
+                            reinterpret_cast<const uint16_t*>(weight.untyped_data()), y->typed_data()};
+  if (a.tokens < 1 || a.tokens > 4 || a.cols % 16 != 0 || a.cols != x.dimensions()[1]) {
+    return ffi::Error::InvalidArgument("gemworks: a row-major product wants 1 to 4 tokens and a multiple of 16 columns.");
+  }
+  Turn turn;
+  turn.kernels().row_major(a, turn.pool(), turn.Workspace(Aligned(a.tokens * a.cols * 4)));
+  return ffi::Error::Success();
+}
+
 ffi::Error Qkv(F32 x, F32 gain, U8 q_weight, U8 k_weight, U8 v_weight, F32 q_gain, F32 k_gain, F32 cos, F32 sin,
                Matrices matrices, float eps, F32Result q, F32Result k, F32Result v) {
   const int64_t D = x.dimensions()[1];
@@ -138,6 +149,9 @@ ffi::Error Embed(S32 ids, U8 weight, Matrices matrices, float scale, F32Result o
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_linear, Linear,
                               ffi::Ffi::Bind().Arg<F32>().Arg<U8>().Attr<Matrices>("matrices").Ret<F32>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_linear_bf16, RowMajor,
+                              ffi::Ffi::Bind().Arg<F32>().Arg<ffi::Buffer<ffi::BF16>>().Ret<F32>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_qkv, Qkv,
                               ffi::Ffi::Bind()

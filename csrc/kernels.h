@@ -30,6 +30,14 @@ struct LinearArguments {
   float* y;
 };
 
+// The same for a row-major bf16 matrix and 1 to 4 tokens; cols a multiple of 16. Workspace: tokens * cols floats.
+struct RowMajorArguments {
+  int64_t tokens, rows, cols;
+  const float* x;
+  const uint16_t* weight;
+  float* y;
+};
+
 // q, k, v of normed rows; heads of q and k normed and turned (ops.qkv).
 struct QkvArguments {
   int64_t tokens, head_dim;
@@ -75,6 +83,7 @@ struct Kernels {
   const char* isa;
   void (*linear)(const LinearArguments&, Pool&, uint8_t*);
   int64_t (*linear_workspace)(const LinearArguments&);
+  void (*row_major)(const RowMajorArguments&, Pool&, uint8_t*);
   void (*qkv)(const QkvArguments&, Pool&, uint8_t*);
   int64_t (*qkv_workspace)(const QkvArguments&);
   void (*tail)(const TailArguments&, Pool&, uint8_t*);

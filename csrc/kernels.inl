@@ -29,6 +29,7 @@ inline Ints Dot(Ints acc, Bytes w, Bytes a) {
 #include "activations.inl"
 #include "linear.inl"
 #include "block.inl"
+#include "rowmajor.inl"
 #include "head.inl"
 #include "attention.inl"
 
@@ -38,6 +39,7 @@ const Kernels* Table() {
     k.isa = GEMWORKS_ISA_NAME;
     k.linear = Linear;
     k.linear_workspace = LinearWorkspace;
+    k.row_major = RowMajor;
     k.qkv = Qkv;
     k.qkv_workspace = QkvWorkspace;
     k.tail = Tail;

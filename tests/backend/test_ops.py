@@ -78,7 +78,19 @@ def test_unknown_backend_is_refused():
 
 def test_every_op_says_why_it_has_its_backend():
     assert {choice.op for choice in select.explain()} >= {"linear", "attention", "sample"}
-    assert all(choice.reason == "forced by the caller" for choice in select.explain())
+    assert all("forced by the caller" in choice.reason for choice in select.explain())
+
+
+def test_forcing_a_backend_serves_what_it_lacks_from_xla(backend):
+    for choice in select.explain():
+        assert choice.backend in (backend, "xla")
+    assert select.choose("linear").backend == backend
+
+
+def test_an_op_that_a_backend_lacks_cannot_be_forced_alone(backend):
+    if backend == "cpu":
+        with pytest.raises(BackendError, match='op sample has no backend "cpu"'), select.force("sample", "cpu"):
+            pass
 
 
 def test_environment_forces_a_backend(monkeypatch):

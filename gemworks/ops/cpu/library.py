@@ -12,6 +12,7 @@ from gemworks.ops import native
 # Symbols of csrc/ffi_*.cc.
 TARGETS = (
     "gemworks_linear",
+    "gemworks_linear_bf16",
     "gemworks_qkv",
     "gemworks_block_tail",
     "gemworks_head_top",
@@ -53,9 +54,15 @@ def isa() -> str:
 
 def set_threads(count: int) -> None:
     """Use `count` threads from the next kernel on. For tests and benchmarks; GEMWORKS_THREADS is for users."""
+    use(isa(), count)
+
+
+def use(isa: str, threads: int) -> None:
+    """Use this instruction set and number of threads from the next kernel on. For tests and benchmarks."""
     library = native.native_library()
-    assert library is not None and count >= 1
-    assert library.handle.gemworks_configure(isa().encode("ascii"), count) == 0
+    assert library is not None and threads >= 1
+    if library.handle.gemworks_configure(isa.encode("ascii"), threads) != 0:
+        raise BackendError(f'the CPU kernels have no "{isa}" here; the library or this CPU lacks it.')
 
 
 def _configure(library: native.NativeLibrary) -> str | None:

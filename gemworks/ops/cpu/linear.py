@@ -11,12 +11,17 @@ from gemworks.ops.xla import sample as xla_sample
 
 # T tokens, D input width, F output width, V vocabulary rows, Q candidates
 
+# bf16 matrices as published are read in place for this many tokens (csrc/rowmajor.inl); for more, XLA multiplies them.
+ROW_MAJOR_TOKENS = 4
+
 
 def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
     """Return y_TF = x_TD @ weight_FD.T in fp32; integer formats round x to int8 in blocks of 32 (docs/numerics.md)."""
+    out = jax.ShapeDtypeStruct((x_TD.shape[0], weight_FD.shape[0]), jnp.float32)
+    if _is_row_major(weight_FD) and 0 < x_TD.shape[0] <= ROW_MAJOR_TOKENS:
+        return jax.ffi.ffi_call("gemworks_linear_bf16", out)(_f32(x_TD), weight_FD)
     if not isinstance(weight_FD, PackedWeight) or not fits(weight_FD) or x_TD.shape[0] == 0:
         return basic.linear(x_TD, weight_FD)
-    out = jax.ShapeDtypeStruct((x_TD.shape[0], weight_FD.shape[0]), jnp.float32)
     return jax.ffi.ffi_call("gemworks_linear", out)(_f32(x_TD), weight_FD.data, matrices=matrices(weight_FD))
 
 
@@ -44,6 +49,10 @@ def head_top(
     )
     call = jax.ffi.ffi_call("gemworks_head_top", out)
     return call(_f32(h_TD), weight_VD.data, matrices=matrices(weight_VD), vocab=vocab, with_total=with_total)
+
+
+def _is_row_major(weight: Weight) -> bool:
+    return isinstance(weight, jax.Array) and weight.dtype == jnp.bfloat16 and weight.shape[1] % 16 == 0
 
 
 def fits(weight: PackedWeight) -> bool:

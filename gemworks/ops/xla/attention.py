@@ -178,7 +178,7 @@ def _put(pool: jax.Array, scale: jax.Array | None, at: tuple, values: jax.Array,
 
 
 def quantize(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return (codes, scales) of values [..., H]: round(x * 127 / max|x|) in int8, and max|x| / 127 (csrc: WriteHead)."""
+    """Return (codes, scales) of values [..., H]: round(x * 127 / max|x|) in int8, and max|x| / 127."""
     largest = jnp.abs(values).max(axis=-1)
     largest = jnp.where(largest > 1e-30, largest, 0)  # below, the inverse would overflow: stored as zeros
     inverse = jnp.where(largest > 0, 127 / largest, 0)

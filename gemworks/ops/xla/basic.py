@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from gemworks.ops.kv import Array
-from gemworks.ops.weight import Weight
-from gemworks.ops.xla.quant import dequantize, take_rows
+from gemworks.ops.weight import PackedWeight, QuantWeight, Weight
+from gemworks.ops.xla.quant import dequantize, take_rows, unpack
 
-# T tokens, D input width, F output width, N heads, H head width, V vocabulary rows
+# T tokens, D input width, F output width, N heads, H head width, V vocabulary rows, P parts of a matrix
+
+_DEQUANTIZED_AT_ONCE = 1 << 25  # weights: 128 MiB in fp32
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
@@ -25,7 +27,7 @@ def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
     """Return y_TF = x_TD @ weight_FD.T in fp32, the activations rounded to the weights' dtype (quantized: fp32)."""
     T = x_TD.shape[0]
     if not isinstance(weight_FD, jax.Array):
-        weight_FD = dequantize(weight_FD)
+        return _quantized_linear(x_TD, weight_FD)
     x_TD = x_TD.astype(weight_FD.dtype)
     if T == 1 and weight_FD.dtype == jnp.bfloat16:
         # XLA on CPU has no bf16 matrix-vector product: it first converts the whole matrix to fp32 in a temporary. With
@@ -35,6 +37,27 @@ def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
         x_TD, weight_FD, (((1,), (1,)), ((), ())), precision="highest", preferred_element_type=jnp.float32
     )
     return y_TF[:T]
+
+
+def _quantized_linear(x_TD: jax.Array, weight: QuantWeight | PackedWeight) -> jax.Array:
+    """Return y_TF with the matrix dequantized in fp32, a part of its rows at a time."""
+    row_major = unpack(weight) if isinstance(weight, PackedWeight) else weight
+    F, D = row_major.shape
+    # A whole head dequantized is 1.2 GB for 1B.
+    parts = next((n for n in range(1, F + 1) if F % n == 0 and n * _DEQUANTIZED_AT_ONCE >= F * D), F)
+    by_row = row_major.scales.shape[:1] == (F,) and row_major.format != "sfp8"
+
+    def product(part):
+        codes, scales = part if by_row else (part, row_major.scales)
+        rows = dequantize(QuantWeight(codes, scales, row_major.format, (F // parts, D)))
+        return jnp.einsum("td,fd->tf", x_TD, rows, precision="highest", preferred_element_type=jnp.float32)
+
+    codes = jnp.asarray(row_major.codes)
+    if parts == 1:
+        return product((codes, row_major.scales) if by_row else codes)
+    split = [a.reshape(parts, F // parts, *a.shape[1:]) for a in (codes, jnp.asarray(row_major.scales))[: 1 + by_row]]
+    y_PTf = jax.lax.map(product, tuple(split) if by_row else split[0])
+    return jnp.moveaxis(y_PTf, 0, 1).reshape(x_TD.shape[0], F)
 
 
 def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:

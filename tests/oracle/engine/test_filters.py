@@ -1,5 +1,6 @@
 """Sampling filters and penalties against transformers' own logits processors, in their order."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gemworks.ops.sampling import Penalties, SampleParams
+from gemworks.ops.sampling import SHORT_LIST, Penalties, SampleParams
 from gemworks.ops.xla.sample import candidates, penalize
 
 V = 3000
@@ -50,7 +51,8 @@ def ours(logits: np.ndarray, *, temperature, top_k, top_p, min_p=0.0, short: boo
         jnp.zeros((R, 2), jnp.uint32),
         jnp.zeros(R, jnp.int32),
     )
-    probs, ids = (np.asarray(x) for x in candidates(jnp.asarray(logits), params, short=short))
+    values, ids = jax.lax.top_k(jnp.asarray(logits), min(SHORT_LIST, V) if short else V)
+    probs, ids = np.asarray(candidates(values, params)), np.asarray(ids)
     full = np.zeros_like(logits)
     np.put_along_axis(full, ids, probs / probs.sum(-1, keepdims=True), axis=1)
     return full
