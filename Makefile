@@ -1,6 +1,9 @@
 # make run         answer a prompt with the embedded model, from a fresh clone
 # make test        unit, backend, golden and system tests: no torch, no network but the package registry
 # make test-oracle parity with transformers (and llama.cpp where llama-cpp-python is installed)
+# make test-native the C++ kernels by themselves: plain, with AddressSanitizer and UBSan, with ThreadSanitizer
+# make test-neon   the arm64 kernels, compiled for arm64 and run under qemu
+# make test-avx2   the AVX2 kernels on an emulated CPU that has no AVX-512
 # make lint        ruff and pyright
 # make bench       measurements of this machine
 # make docs        the generated tables in README.md
@@ -17,7 +20,7 @@ BUILD_FILES := pyproject.toml CMakeLists.txt tools/build_backend.py $(wildcard c
 QUICK_TESTS := $(wildcard tests/unit tests/backend tests/golden tests/system)
 ORACLE_TESTS := $(wildcard tests/oracle)
 
-.PHONY: run test test-oracle lint bench docs clean
+.PHONY: run test test-oracle test-native test-neon test-avx2 lint bench docs clean
 
 run: .venv/.installed-dev
 	$(BIN)/gemworks run tiny "$(PROMPT)" </dev/null
@@ -27,6 +30,42 @@ test: .venv/.installed-dev
 
 test-oracle: .venv/.installed-oracle
 	$(BIN)/python -m pytest --durations=15 --durations-min=1 $(ORACLE_TESTS)
+
+# The tests of csrc/tests, a program of their own; $(call kernel_tests,FOLDER,CMAKE OPTIONS) builds it.
+NATIVE := build/native
+comma := ,
+kernel_tests = cmake -S csrc/tests -B $(NATIVE)/$(1) $(2) >$(NATIVE)-$(1).log && cmake --build $(NATIVE)/$(1) --parallel $(WORKERS) >>$(NATIVE)-$(1).log || { cat $(NATIVE)-$(1).log; exit 1; }
+# $(call needs,PROGRAMS,PACKAGES): says what to install where a program is missing.
+needs = @for p in $(1); do command -v $$p >/dev/null || { echo "make $@ needs $$p (apt-get install $(2))"; exit 1; }; done; mkdir -p build
+# Emulated, the pool takes minutes. The others end with a hash of all results: one for all instruction sets.
+EMULATED := simd linear blocks attention
+hash = sed -n 's/.*results //p'
+
+test-native:
+	$(call needs,cmake c++,cmake g++)
+	$(call kernel_tests,plain)
+	$(NATIVE)/plain/kernel_tests
+	$(call kernel_tests,address,-DGEMWORKS_SANITIZE=address$(comma)undefined)
+	$(NATIVE)/address/kernel_tests
+	$(call kernel_tests,thread,-DGEMWORKS_SANITIZE=thread)
+	$(NATIVE)/thread/kernel_tests linear blocks attention pool
+
+ARM64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
+
+test-neon:
+	$(call needs,cmake c++ aarch64-linux-gnu-g++ qemu-aarch64-static,cmake g++ g++-aarch64-linux-gnu qemu-user-static)
+	$(call kernel_tests,neon,$(ARM64))
+	qemu-aarch64-static $(NATIVE)/neon/kernel_tests $(EMULATED) --require neon >$(NATIVE)-neon.log && cat $(NATIVE)-neon.log
+	$(call kernel_tests,neon-i8mm,$(ARM64) -DGEMWORKS_EXTRA_ISA=-march=armv8.2-a+dotprod+i8mm)
+	qemu-aarch64-static $(NATIVE)/neon-i8mm/kernel_tests simd linear --require neon
+	$(call kernel_tests,plain)
+	$(NATIVE)/plain/kernel_tests $(EMULATED) >$(NATIVE)-plain.log && cat $(NATIVE)-plain.log
+	@test "$$($(hash) $(NATIVE)-neon.log)" = "$$($(hash) $(NATIVE)-plain.log)" || { echo "arm64 gives other results than this machine"; exit 1; }
+
+test-avx2:
+	$(call needs,cmake c++ qemu-x86_64-static,cmake g++ qemu-user-static)
+	$(call kernel_tests,plain)
+	qemu-x86_64-static -cpu max $(NATIVE)/plain/kernel_tests $(EMULATED) --require avx2
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -42,11 +42,17 @@ inline int32_t SumOfInts(Ints a) {
   return sum;
 }
 
+// Codes of sixteen numbers. The bounds take NaN and what no int32 holds, which 127 / largest makes of infinities and of
+// numbers under 2^-121, to -127 or 127 on every processor.
+inline Ints ToCodes(Floats x, float inverse) {
+  return ToInts(Min(Max(Mul(x, Set(inverse)), Set(-127.0f)), Set(127.0f)));
+}
+
 // Quantizes block b of row t from 32 floats.
 inline void QuantizeBlock(const Activations& a, int64_t t, int64_t b, Floats low, Floats high) {
   const float largest = Largest(Max(Abs(low), Abs(high)));
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  const Ints low_codes = ToInts(Mul(low, Set(inverse))), high_codes = ToInts(Mul(high, Set(inverse)));
+  const Ints low_codes = ToCodes(low, inverse), high_codes = ToCodes(high, inverse);
   int8_t* codes = a.codes + t * a.padded + b * kBlock;
   StoreInt8(codes, low_codes);
   StoreInt8(codes + kLanes, high_codes);

@@ -39,29 +39,4 @@ struct AttentionArguments {
   KvPool kv;
 };
 
-// Memory that a thread keeps from call to call: zeroed when it grows, 64-byte aligned.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(memory_); }
-
-  // At least `count` floats. What they hold is left over from the last call.
-  float* Get(int64_t count) {
-    if (count > size_) {
-      std::free(memory_);
-      size_ = (count + 15) / 16 * 16;
-      memory_ = static_cast<float*>(std::aligned_alloc(64, size_ * sizeof(float)));
-      if (memory_ == nullptr) std::abort();
-      for (int64_t i = 0; i < size_; ++i) memory_[i] = 0.0f;
-    }
-    return memory_;
-  }
-
- private:
-  float* memory_ = nullptr;
-  int64_t size_ = 0;
-};
-
 }  // namespace gemworks

@@ -1,14 +1,40 @@
 // Attention over rings and pages. Included by kernels_<isa>.cc inside its namespace, after simd_<isa>.h and pool.h.
 //
-//     ring     queries see the ring as it was and the chunk's own keys in fp32; then the chunk is stored. Its first query
-//              still needs the slots that its last tokens take.
+//     ring     queries see the ring as it was and the chunk's own keys in fp32; then the chunk is stored. Its first
+//              query still needs the slots that its last tokens take.
 //     pages    the chunk is stored first and read back from the pages, rounded as they store it.
 //
-// That order is gemworks/ops/xla/attention.py's, the specification. A call of one column goes to attention_decode.inl, of
-// more to attention_prefill.inl. All sums are fp32.
+// That order is gemworks/ops/xla/attention.py's, the specification. A call of one column goes to attention_decode.inl,
+// of more to attention_prefill.inl. All sums are fp32.
 
 constexpr int64_t kKeyBlock = 64;  // keys whose scores are computed before their values are added
 constexpr int64_t kPieces = 32;    // parts of a row's keys that threads may share, at most
+
+// Memory that a thread keeps from call to call: zeroed when it grows, 64-byte aligned. Here and not in
+// attention.h: the linker keeps one copy of an inline member, perhaps the one compiled for AVX-512.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+
+  // At least `count` floats. What they hold is left over from the last call.
+  float* Get(int64_t count) {
+    if (count > size_) {
+      std::free(memory_);
+      size_ = (count + 15) / 16 * 16;
+      memory_ = static_cast<float*>(std::aligned_alloc(64, size_ * sizeof(float)));
+      if (memory_ == nullptr) std::abort();
+      for (int64_t i = 0; i < size_; ++i) memory_[i] = 0.0f;
+    }
+    return memory_;
+  }
+
+ private:
+  float* memory_ = nullptr;
+  int64_t size_ = 0;
+};
 
 #include "softmax.inl"
 // After softmax.inl; before the kernels that read with them.
@@ -36,7 +62,8 @@ inline void PadKeys(KeyBlock<kType>& to) {
 
 // Positions [p, p + n) of row r in the pool, kv head j; n <= kKeyBlock.
 template <KvType kType>
-inline void AddressKeys(const AttentionArguments& call, int64_t r, int64_t j, int64_t p, int64_t n, KeyBlock<kType>& to) {
+inline void AddressKeys(const AttentionArguments& call, int64_t r, int64_t j, int64_t p, int64_t n,
+                        KeyBlock<kType>& to) {
   using Type = typename Stored<kType>::Type;
   const KvPool& kv = call.kv;
   const int64_t K = call.kv_heads, H = call.head_dim;
@@ -60,7 +87,7 @@ inline void AddressOne(const float* k, const float* v, KeyBlock<KvType::kFloat32
   PadKeys(to);
 }
 
-// What a piece of keys leaves for its queries: each one's largest score, sum of weights, and weighted sum of values [H].
+// What a piece of keys leaves for its queries: the largest score, the sum of weights, and the weighted sum of values [H].
 struct Partial {
   float* best;
   float* total;

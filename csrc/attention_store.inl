@@ -51,26 +51,26 @@ inline void WriteHead(KvType type, void* pool, float* scales, int64_t at, const 
   }
 }
 
-// Stores column c of row r. Of a chunk longer than a ring only the last `slots` tokens survive.
-inline void StoreColumn(const AttentionArguments& call, int64_t r, int64_t c) {
+// Stores kv head j of column c of row r.
+inline void StoreHead(const AttentionArguments& call, int64_t r, int64_t c, int64_t j) {
   const KvPool& kv = call.kv;
-  if (kv.is_ring && c < call.count[r] - kv.slots) return;
-  const int64_t slot = SlotOf(kv, r, call.start[r] + c), token = r * call.columns + c;
-  for (int64_t j = 0; j < call.kv_heads; ++j) {
-    const int64_t at = slot * call.kv_heads + j, from = j * call.head_dim;
-    WriteHead(kv.type, kv.k, kv.k_scale, at, call.k + token * call.k_stride + from, call.head_dim);
-    WriteHead(kv.type, kv.v, kv.v_scale, at, call.v + token * call.v_stride + from, call.head_dim);
-  }
+  const int64_t at = SlotOf(kv, r, call.start[r] + c) * call.kv_heads + j;
+  const int64_t token = r * call.columns + c, from = j * call.head_dim;
+  WriteHead(kv.type, kv.k, kv.k_scale, at, call.k + token * call.k_stride + from, call.head_dim);
+  WriteHead(kv.type, kv.v, kv.v_scale, at, call.v + token * call.v_stride + from, call.head_dim);
 }
 
-// Stores the chunk; every thread calls it. 16 columns a ticket.
+// Stores the chunk; every thread calls it. 16 columns a ticket. Of a chunk longer than a ring only the last `slots`
+// tokens survive.
 inline void StoreChunk(const AttentionArguments& call, Tickets& tickets) {
   constexpr int64_t kColumns = 16;
   const int64_t per_row = (call.columns + kColumns - 1) / kColumns;
   for (int64_t i = tickets.Draw(); i < call.rows * per_row; i = tickets.Draw()) {
-    const int64_t r = i / per_row, first = i % per_row * kColumns;
-    const int64_t end = std::min<int64_t>(first + kColumns, call.count[r]);
-    for (int64_t c = first; c < end; ++c) StoreColumn(call, r, c);
+    const int64_t r = i / per_row, at = i % per_row * kColumns;
+    const int64_t first = call.kv.is_ring ? std::max(at, call.count[r] - call.kv.slots) : at;
+    const int64_t end = std::min<int64_t>(at + kColumns, call.count[r]);
+    for (int64_t c = first; c < end; ++c)
+      for (int64_t j = 0; j < call.kv_heads; ++j) StoreHead(call, r, c, j);
   }
 }
 

@@ -22,7 +22,7 @@ struct Table {
 
 // Widest first.
 constexpr Table kTables[] = {
-#if defined(GEMWORKS_WITH_X86)
+#if defined(GEMWORKS_WITH_AVX512)
     {"avx512_vnni", Avx512Kernels,
      [](uint64_t f) {
        return Has(f, Feature::kAvx512F) && Has(f, Feature::kAvx512BW) && Has(f, Feature::kAvx512VL) &&

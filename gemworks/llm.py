@@ -14,16 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from gemworks.engine.types import FinishReason, SamplingParams, Timings, TokenLogprob
 from gemworks.errors import CheckpointError, ConfigError, RequestError
+from gemworks.memory import without_collections
 from gemworks.text.stops import StopMatcher
 from gemworks.tokenizer.chat import render_chat, render_plain
 from gemworks.tokenizer.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from gemworks.quant.plan import QuantPlan
+
 # Reserved when the model is loaded: 43 MiB for 1B, 276 for 4B, 1,056 for 27B. `context=` goes to the model's limit.
 DEFAULT_CONTEXT = 8192
+
+KV_TYPES = ("bfloat16", "int8", "float32")
 
 Message = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -72,7 +78,12 @@ class LLM:
 
     model: a name (gemma3:1b, google/gemma-3-1b-it, tiny, one you created), a directory or a .gguf file.
     dtype: "auto" keeps bf16 or fp32 as stored; "bfloat16", "float32". context: longest prompt and answer together,
-    in tokens; default min(8,192, the model's limit). progress(bytes_done, bytes_total) is called while loading.
+    in tokens; default min(8,192, the model's limit).
+    quant: the format matrices are rounded to on the way in, "int4-b32" or "int4-b32,embed=int8" or a QuantPlan, with
+    `embed` for the embedding and head; a model that is stored quantized needs none. kv: what keys and values are stored
+    as, "bfloat16" (default), "int8" (half the memory and, at long contexts, more speed) or "float32" (the default of an
+    fp32 model). progress(bytes_done, bytes_total)
+    is called while loading, `packing` (default: the same) while weights are packed for this machine's first start.
     Raises ConfigError, CheckpointError, StorageError or DownloadError.
     """
 
@@ -82,21 +93,31 @@ class LLM:
         *,
         dtype: str = "auto",
         context: int | None = None,
-        quant: str | None = None,
+        quant: "str | QuantPlan | None" = None,
+        embed: str | None = None,
+        kv: str | None = None,
         adapter: str | Path | None = None,
         progress: Progress | None = None,
+        packing: Progress | None = None,
     ):
-        # Everything that needs jax is imported here, so that `import gemworks` stays quick.
-        from gemworks.engine.compile_cache import use_compile_cache
-        from gemworks.engine.engine import Engine
-        from gemworks.engine.runner import Runner
-        from gemworks.weights.checkpoint import open_checkpoint
-        from gemworks.weights.hub import resolve
-        from gemworks.weights.load import load_model, resolve_dtype
-
-        _refuse_what_comes_later(quant, adapter)
+        _refuse_what_comes_later(adapter)
+        if kv is not None and kv not in KV_TYPES:
+            raise ConfigError(f'kv must be one of {", ".join(KV_TYPES)}, got "{kv}".')
         started = time.perf_counter()
-        use_compile_cache()
+        # What needs jax is imported here, so that `import gemworks` stays quick. Compiled programs are first: they load
+        # in a thread while the rest is imported and read.
+        with without_collections():
+            from gemworks.engine.programs import ProgramStore
+
+            programs = ProgramStore(f"{model} {dtype} {context} {quant} {embed} {kv}")
+            programs.preload()
+            from gemworks.engine.engine import Engine
+            from gemworks.engine.runner import Runner
+            from gemworks.weights.checkpoint import open_checkpoint
+            from gemworks.weights.hub import resolve
+            from gemworks.weights.load import Loader, resolve_dtype
+            from gemworks.weights.tokenizer_cache import load_tokenizer
+        plan = _plan(quant, embed)
         resolved = resolve(model)
         self.name, created = resolved.name, resolved.modelfile
         context = created.context if context is None and created else context
@@ -105,14 +126,16 @@ class LLM:
             self.generation = checkpoint.generation
             self.context = _resolve_context(context, self.config.max_positions, self.name)
             self.dtype = resolve_dtype(checkpoint, dtype)
-            self.tokenizer = _load_tokenizer(checkpoint)
+            loader = Loader(checkpoint, dtype=dtype, quant=plan)
+            self.tokenizer = load_tokenizer(checkpoint)
             _check_tokenizer(self.tokenizer, checkpoint)
-            weights = load_model(checkpoint, dtype=self.dtype, progress=progress)
+            weights = loader.load(progress=progress, packing=packing)
             self.is_chat = bool(checkpoint.is_chat) and self.tokenizer.start_of_turn_id is not None
             self.num_parameters = checkpoint.num_parameters
         self._defaults = dict(created.sampling) if created else {}
         self._opening = _opening(created)
-        self._engine = Engine(Runner(weights, context=self.context), vocab=_sampled_vocab(self.tokenizer, self.config))
+        runner = Runner(weights, context=self.context, kv_dtype=kv, programs=programs)
+        self._engine = Engine(runner, vocab=_sampled_vocab(self.tokenizer, self.config))
         self.load_s = time.perf_counter() - started
 
     def generate(self, prompt: str | Sequence[int] | Sequence[str], **sampling) -> Any:
@@ -245,14 +268,33 @@ def _last(chunks: Iterator[Chunk]) -> Completion:
     return completion
 
 
-def _refuse_what_comes_later(quant: str | None, adapter: object) -> None:
-    if quant is not None:
-        raise ConfigError(
-            f'quant="{quant}": this release computes in bfloat16 and float32 only.\n'
-            "Leave quant out; a quantized GGUF file loads and is computed in bfloat16."
-        )
+def _refuse_what_comes_later(adapter: object) -> None:
     if adapter is not None:
         raise ConfigError("adapter: this release loads no adapters. Merge the adapter into its base model first.")
+
+
+def _plan(quant: "str | QuantPlan | None", embed: str | None) -> "QuantPlan | None":
+    """The plan that `quant` and `embed` describe: FORMAT, then after commas embed=FORMAT and PATTERN=FORMAT."""
+    if quant is None:
+        if embed is not None:
+            raise ConfigError("embed says how the embedding is quantized, and needs quant for the other matrices.")
+        return None
+    if not isinstance(quant, str):
+        if embed is not None:
+            raise ConfigError("embed goes with a quant given as text; a QuantPlan says itself what the table becomes.")
+        return quant
+    from gemworks.ops.weight import FORMATS
+    from gemworks.quant.plan import QuantPlan
+
+    format, *rules = (part.strip() for part in quant.split(","))
+    for rule in [rule for rule in rules if rule.startswith("embed=")]:
+        rules.remove(rule)
+        embed = embed or rule.removeprefix("embed=")
+    for name, value in (("quant", format), ("embed", embed)):
+        if value is not None and value not in FORMATS:
+            raise ConfigError(f'{name} must be one of {", ".join(FORMATS)}, got "{value}".')
+    # Rows of the table are looked up one by one, and it is also the head: 8 bits cost little and keep what is rare.
+    return QuantPlan.parse(format, embed or ("int8" if format.startswith("int") else format), rules)
 
 
 def _resolve_context(context: int | None, limit: int, name: str) -> int:
@@ -261,14 +303,6 @@ def _resolve_context(context: int | None, limit: int, name: str) -> int:
     if not 2 <= context <= limit:
         raise ConfigError(f"context must be between 2 and {limit:,} tokens for {name}, got {context:,}.")
     return context
-
-
-def _load_tokenizer(checkpoint) -> Tokenizer:
-    """The tokenizer inside the file (GGUF), else the one beside it."""
-    if vocabulary := checkpoint.vocabulary():
-        return Tokenizer.from_vocabulary(*vocabulary)
-    path = checkpoint.path
-    return Tokenizer.load(path if path.is_dir() else path.parent)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, checkpoint) -> None:

@@ -19,6 +19,7 @@ namespace test {
 // Each with the pool as it is; the caller changes the number of threads.
 void TestLinear(const Kernels& kernels);
 void TestBlocks(const Kernels& kernels);
+void TestAttention(const Kernels& kernels);
 void TestPool();
 
 }  // namespace test

@@ -6,11 +6,13 @@
 //
 // Ends with the number of cases and a hash of all results, which is the same on every machine. Exit status 1 after a
 // failure, each named on standard error; 2 where it was called in a way it does not know.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <set>
 #include <string>
-#include <vector>
 
 #include "cases.h"
 #include "check.h"
@@ -20,78 +22,78 @@
 namespace gemworks::test {
 namespace {
 
-constexpr const char* kGroups[] = {"simd", "linear", "blocks", "pool"};
+constexpr const char* kGroups[] = {"simd", "linear", "blocks", "attention", "pool"};
 constexpr int kThreads[] = {1, 2, 5};
 
 constexpr uint64_t Bit(Feature feature) { return uint64_t{1} << static_cast<uint32_t>(feature); }
 
 struct Isa {
+  const char* name;
   uint64_t needs;
   void (*simd)();
-  const Kernels* kernels;
+  const Kernels* (*kernels)();  // not to be called where the CPU lacks what it needs
 };
 
-std::vector<Isa> Isas() {
+constexpr Isa kIsas[] = {
 #if defined(__aarch64__)
-  return {{Bit(Feature::kNeon) | Bit(Feature::kDotProd), neon::TestSimd, NeonKernels()}};
+    {"neon", Bit(Feature::kNeon) | Bit(Feature::kDotProd), neon::TestSimd, NeonKernels},
 #else
-  const uint64_t avx512 = Bit(Feature::kAvx512F) | Bit(Feature::kAvx512BW) | Bit(Feature::kAvx512VL) | Bit(Feature::kAvx512Vnni);
-  return {{avx512, avx512::TestSimd, Avx512Kernels()}, {Bit(Feature::kAvx2) | Bit(Feature::kFma), avx2::TestSimd, Avx2Kernels()}};
+    {"avx512_vnni",
+     Bit(Feature::kAvx512F) | Bit(Feature::kAvx512BW) | Bit(Feature::kAvx512VL) | Bit(Feature::kAvx512Vnni),
+     avx512::TestSimd, Avx512Kernels},
+    {"avx2", Bit(Feature::kAvx2) | Bit(Feature::kFma), avx2::TestSimd, Avx2Kernels},
 #endif
-}
+};
 
 struct Options {
-  std::vector<std::string> groups;
-  std::vector<std::string> required;
-  bool Wants(const char* group) const {
-    if (groups.empty()) return true;
-    for (const std::string& wanted : groups) {
-      if (wanted == group) return true;
-    }
-    return false;
-  }
+  std::set<std::string> groups;
+  std::set<std::string> required;
 };
 
 Options Parse(int count, char** arguments) {
   Options options;
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];
-    bool known = argument == "--require" && i + 1 < count;
-    if (known) options.required.push_back(arguments[++i]);
-    for (const char* group : kGroups) {
-      if (argument == group) options.groups.push_back(argument), known = true;
-    }
-    if (!known) {
-      std::fprintf(stderr, "kernel_tests does not know \"%s\"; groups are simd, linear, blocks, pool\n", arguments[i]);
+    if (argument == "--require" && i + 1 < count) {
+      options.required.insert(arguments[++i]);
+    } else if (std::find(std::begin(kGroups), std::end(kGroups), argument) != std::end(kGroups)) {
+      options.groups.insert(argument);
+    } else {
+      std::fprintf(stderr, "kernel_tests does not know \"%s\"; groups are simd, linear, blocks, attention, pool\n", arguments[i]);
       std::exit(2);
     }
   }
+  if (options.groups.empty()) options.groups.insert(std::begin(kGroups), std::end(kGroups));
   return options;
 }
 
-// Sleeping threads cannot hang a build: whoever waits for a lost one is killed.
 void Run(const Options& options) {
-  for (const Isa& isa : Isas()) {
-    const char* name = isa.kernels->isa;
+  std::set<std::string> missing = options.required;
+  for (const Isa& isa : kIsas) {
     if ((gemworks_cpu_features() & isa.needs) != isa.needs) {
-      std::printf("not run: %s (this CPU has no such instructions)\n", name);
-      for (const std::string& required : options.required) {
-        Case("--require %s", required.c_str());
-        if (required == name) Fail("this CPU does not run it");
-      }
+      std::printf("not run: %s (this CPU has no such instructions)\n", isa.name);
       continue;
     }
-    std::printf("%s\n", name);
-    std::fflush(stdout);
-    if (options.Wants("simd")) isa.simd();
+    missing.erase(isa.name);
+    const Kernels& kernels = *isa.kernels();
+    Case("%s table", isa.name);
+    if (std::strcmp(kernels.isa, isa.name) != 0) Fail("calls itself %s", kernels.isa);
+    std::printf("%s\n", isa.name);
+    std::fflush(stdout);  // before a fork copies it
+    if (options.groups.count("simd")) isa.simd();
     for (int threads : kThreads) {
       Pool::SetThreads(threads);
-      if (options.Wants("linear")) TestLinear(*isa.kernels);
-      if (options.Wants("blocks")) TestBlocks(*isa.kernels);
+      if (options.groups.count("linear")) TestLinear(kernels);
+      if (options.groups.count("blocks")) TestBlocks(kernels);
+      if (options.groups.count("attention") && threads != 2) TestAttention(kernels);  // ten times the cases
     }
   }
-  if (options.Wants("pool")) TestPool();
+  if (options.groups.count("pool")) TestPool();
   Pool::SetThreads(1);
+  for (const std::string& name : missing) {
+    Case("--require %s", name.c_str());
+    Fail("this CPU does not run it, or this program has no such kernels");
+  }
 }
 
 }  // namespace

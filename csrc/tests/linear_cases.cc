@@ -1,4 +1,6 @@
-// y = x W^T for every format over odd sizes, against a slow product that reads the packed layout itself.
+// y = x W^T for every format over odd sizes, against a slow product that reads the packed layout itself; and for bf16 as
+// published, row-major.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -12,12 +14,12 @@ namespace {
 // Blocks as activations have them: plain, all zero, with an outlier of 300 times the rest, tiny, one number only.
 void FillActivations(Random& random, float* x, int count) {
   for (int block = 0; block < count; block += 32) {
-    const int kind = random.Below(8);
-    for (int i = block; i < block + 32; ++i) {
+    const int kind = random.Below(8), end = std::min(count, block + 32);
+    for (int i = block; i < end; ++i) {
       x[i] = kind == 0 ? 0.0f : random.Between(-2, 2) * (kind == 1 ? 1e-12f : 1.0f);
       if (kind == 2 && i % 32 != 7) x[i] = 0.0f;
     }
-    if (kind == 3) x[block + random.Below(32)] *= 300;
+    if (kind == 3) x[block + random.Below(end - block)] *= 300;
   }
 }
 
@@ -77,6 +79,40 @@ void CheckOddNumbers(const Kernels& kernels, Pool& pool) {
   }
 }
 
+float RoundedToBf16(float x) {
+  const uint32_t bits = BitsOf(x);
+  return FromBits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+
+void CheckRowMajor(const Kernels& kernels, Pool& pool, int tokens, int rows, int cols) {
+  Case("%s row-major bf16, %d tokens, %d x %d, %d threads", kernels.isa, tokens, rows, cols, pool.size());
+  Memory x(sizeof(float) * tokens * cols), y(sizeof(float) * tokens * rows), weight(sizeof(uint16_t) * rows * cols);
+  Random random(static_cast<uint64_t>(rows * 1000 + cols));
+  FillActivations(random, x.as<float>(), tokens * cols);
+  for (int i = 0; i < rows * cols; ++i) weight.as<uint16_t>()[i] = static_cast<uint16_t>(BitsOf(random.Between(-2, 2)) >> 16);
+  Memory workspace(sizeof(float) * tokens * cols);
+  kernels.row_major({tokens, rows, cols, x.as<float>(), weight.as<uint16_t>(), y.as<float>()}, pool, workspace.as<uint8_t>());
+  char key[64];
+  std::snprintf(key, sizeof(key), "row-major %d %d %d", tokens, rows, cols);
+  Same(key, y.as<float>(), y.bytes());
+  for (int t = 0; t < tokens; ++t) {
+    for (int row = 0; row < rows; ++row) {
+      double want = 0, absolute = 0;
+      for (int c = 0; c < cols; ++c) {
+        const double term = static_cast<double>(RoundedToBf16(x.as<float>()[t * cols + c])) *
+                            FromBits(static_cast<uint32_t>(weight.as<uint16_t>()[row * cols + c]) << 16);
+        want += term, absolute += std::fabs(term);
+      }
+      // A lane's sum has cols / 32 roundings, and the lanes five more.
+      const double bound = std::ldexp(absolute, -24) * (cols / 32 + 6) + 1e-37;
+      const float got = y.as<float>()[t * rows + row];
+      if (!(std::fabs(got - want) <= bound)) {
+        return Fail("token %d, row %d: want %.9g +- %.2g, got %.9g", t, row, want, bound, static_cast<double>(got));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void TestLinear(const Kernels& kernels) {
@@ -96,6 +132,11 @@ void TestLinear(const Kernels& kernels) {
     Check(kernels, pool, format, 14, 16 * 67 - 5, 64);
   }
   CheckOddNumbers(kernels, pool);
+  for (int tokens = 1; tokens <= 4; ++tokens) {
+    for (int cols : {16, 32, 48, 640}) {
+      for (int rows : {1, 64, 65}) CheckRowMajor(kernels, pool, tokens, rows, cols);
+    }
+  }
 }
 
 }  // namespace gemworks::test

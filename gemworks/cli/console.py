@@ -102,8 +102,27 @@ def can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
+class ProgressBar:
+    """A bar on the screen, called as progress(done, total)."""
+
+    def __init__(self, bar: Any, task: Any):
+        self._bar, self._task = bar, task
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draw how far it is."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def named(self, what: str) -> Callable[[int, int], None]:
+        """The same bar for another piece of work: its name changes with the first call."""
+
+        def update(done: int, total: int) -> None:
+            self._bar.update(self._task, completed=done, total=total, description=f"[bright_black]{what}")
+
+        return update
+
+
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def loading(what: str) -> Iterator[ProgressBar | None]:
     """Draw a bar on stderr while a block runs; yields progress(done, total), or None where nobody watches."""
     if not sys.stderr.isatty():
         yield None
@@ -111,10 +130,9 @@ def loading(what: str) -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn("[bright_black]{task.description}"), BarColumn(bar_width=30), DownloadColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield ProgressBar(bar, bar.add_task(f"[bright_black]{what}", total=None))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """gemworks list: what is on this machine."""
 
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -9,8 +10,8 @@ from gemworks.cli import console
 
 
 def list_(json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False) -> None:
-    """List the models on this machine: pulled, created, and the one inside the package."""
-    from gemworks.weights import hub, store
+    """List the models on this machine: pulled, created, the one inside the package, and what was packed of them."""
+    from gemworks.weights import hub, packed_store, store
 
     models = [
         {
@@ -35,8 +36,18 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print one object in
                 "modified_s": int(hub.TINY.stat().st_mtime),
             }
         )
+    packed = [
+        {
+            "source": entry.source and str(entry.source),
+            "plan": entry.plan,
+            "path": str(entry.path),
+            "size_bytes": entry.num_bytes,
+            "used_s": int(entry.used_s),
+        }
+        for entry in packed_store.list_packed()
+    ]
     if json:
-        console.emit_json({"models": models})
+        console.emit_json({"models": models, "packed": packed})
         return
     rows = [
         (
@@ -48,6 +59,20 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print one object in
         for model in models
     ]
     console.columns(("NAME", "SOURCE", "SIZE", "MODIFIED"), rows, right=(2,))
+    if packed:
+        names = {model["path"]: model["name"] for model in models}
+        console.line()
+        console.columns(("PACKED", "PLAN", "SIZE", "USED"), [_packed_row(entry, names) for entry in packed], right=(2,))
+
+
+def _packed_row(entry: dict[str, Any], names: dict[str, str]) -> tuple[str, str, str, str]:
+    """A line about a packed file; its model by name where `names` (path -> name) has it or the directory it lies in."""
+    size, used = console.size(entry["size_bytes"]), _age(time.time() - entry["used_s"])
+    if entry["source"] is None:
+        return f"unusable: {entry['path']}", "-", size, used
+    source = Path(entry["source"])
+    name = names.get(str(source)) or names.get(str(source.parent)) or str(source)
+    return name, entry["plan"], size, used
 
 
 def _age(seconds: float) -> str:

@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import typer
 
 import gemworks
-from gemworks.cli import console
+from gemworks.cli import bench, console
 from gemworks.cli.convert import convert
 from gemworks.cli.create import create
 from gemworks.cli.doctor import doctor
 from gemworks.cli.list_ import list_
 from gemworks.cli.plan import plan
 from gemworks.cli.pull import pull
+from gemworks.cli.quantize import quantize
 from gemworks.cli.rm import rm
 from gemworks.cli.run import run
 from gemworks.cli.show import show
@@ -66,8 +67,10 @@ app.command("show", help=show.__doc__)(show)
 app.command("rm", help=rm.__doc__)(rm)
 app.command("create", help=create.__doc__)(create)
 app.command("convert", help=convert.__doc__)(convert)
+app.command("quantize", help=quantize.__doc__)(quantize)
 app.command("plan", help=plan.__doc__)(plan)
 app.command("doctor", help=doctor.__doc__)(doctor)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

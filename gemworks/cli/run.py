@@ -2,6 +2,7 @@
 
 import select
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,13 +33,15 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
     context: Annotated[int | None, typer.Option(metavar="N", help="Prompt and answer together, in tokens.")] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32.")] = "auto",
-    quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Not in this release.")] = None,
+    quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Quantize: int4-b32, int8 ...")] = None,
+    embed: Annotated[str | None, typer.Option(metavar="FORMAT", help="The embedding's format, int8.")] = None,
+    kv: Annotated[str | None, typer.Option(metavar="TYPE", help="Keys and values: bfloat16 or int8.")] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Not in this release.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Times and rates, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of text.")] = False,
 ) -> None:
     """Ask a model (a prompt, or text on stdin), or without a prompt talk to it."""
-    _refuse_what_comes_later(image, quant, adapter)
+    _refuse_what_comes_later(image, adapter)
     flags: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -58,13 +61,18 @@ def run(
     text = read_prompt(prompt)
     if text is None and json:
         raise ConfigError("--json needs a prompt, as an argument or on stdin; a conversation has no single answer.")
-    options = {"dtype": dtype, "context": context, "system": system, "raw": raw, "parameters": parameters}
-    session = open_session(model, **options)
+    chosen = {"quant": quant, "embed": embed, "kv": kv}
+    weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
+    session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
     if text is None:
         from gemworks.cli.repl import Repl
 
-        Repl(session, model, load=lambda name: open_session(_found(name), dtype=dtype), verbose=verbose).loop()
-        return
+        Repl(session, model, load=lambda name: open_session(_found(name), weights=weights), verbose=verbose).loop()
+    else:
+        _answer(session, model, text, json=json, verbose=verbose)
+
+
+def _answer(session: Session, model: str, text: str, *, json: bool, verbose: bool) -> None:
     if json:
         *_, last = session.ask(text)
         completion = last.completion
@@ -79,20 +87,23 @@ def run(
 def open_session(
     model: str,
     *,
-    dtype: str = "auto",
+    weights: Mapping[str, Any],
     context: int | None = None,
     system: str | None = None,
     raw: bool = False,
     parameters: dict[str, Any] | None = None,
 ) -> Session:
-    """Load `model` with a bar on stderr and return a conversation with it."""
+    """Load `model` with a bar on stderr and return a conversation with it.
+
+    weights: dtype, quant, embed and kv of LLM.
+    """
     from gemworks.weights import hub
 
     resolved = hub.resolve(model)
     created = resolved.modelfile
     context = context or (created.context if created else None)
     # Of a created model only the weights are loaded: its system prompt and parameters are the session's to change.
-    llm = _load(str(resolved.path) if created else model, dtype=dtype, context=context)
+    llm = _load(str(resolved.path) if created else model, context=context, **weights)
     if not llm.is_chat and not raw:
         if system is not None:
             raise ConfigError(
@@ -140,11 +151,12 @@ def _read_stdin(*, with_prompt: bool) -> str:
         raise RequestError("the text on stdin must be UTF-8, and it is not.") from error
 
 
-def _load(model: str, *, dtype: str, context: int | None):
+def _load(model: str, **options: Any):
     from gemworks import LLM
 
     with console.loading(f"loading {model}") as progress:
-        return LLM(model, dtype=dtype, context=context, progress=progress)
+        packing = progress.named(f"packing {model}") if progress else None
+        return LLM(model, progress=progress, packing=packing, **options)
 
 
 def _found(model: str) -> str:
@@ -180,14 +192,9 @@ def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _refuse_what_comes_later(image: list[Path] | None, quant: str | None, adapter: Path | None) -> None:
+def _refuse_what_comes_later(image: list[Path] | None, adapter: Path | None) -> None:
     if image:
         raise ConfigError("--image: this release reads no images; describe the picture in words, or wait for the next.")
-    if quant is not None:
-        raise ConfigError(
-            f"--quant {quant}: this release computes in bfloat16 and float32 only.\n"
-            "Leave it out; a quantized GGUF file loads as it is and is computed in bfloat16."
-        )
     if adapter is not None:
         raise ConfigError(
             "--adapter: this release loads no adapters. Merge the adapter into its model and run the merged directory."

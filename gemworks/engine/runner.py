@@ -13,6 +13,7 @@ import numpy as np
 
 from gemworks.engine.batch import Row, make_batch
 from gemworks.engine.pages import PagePool
+from gemworks.engine.programs import ProgramStore
 from gemworks.engine.rings import RingPool
 from gemworks.engine.sampler import RowSampler, SampleResult, choose, choose_call, read_choice, score_tokens
 from gemworks.engine.sequence import Sequence
@@ -31,9 +32,19 @@ class Runner:
     """A model on its device, with the pools its sequences live in. One thread."""
 
     def __init__(
-        self, model: Gemma3, *, context: int, num_sequences: int = 1, kv_dtype=None, page_size: int = PAGE_SIZE
+        self,
+        model: Gemma3,
+        *,
+        context: int,
+        num_sequences: int = 1,
+        kv_dtype=None,
+        page_size: int = PAGE_SIZE,
+        programs: ProgramStore | None = None,
     ):
-        """`context` is the longest sequence in tokens. kv_dtype None is bf16, or fp32 for an fp32 model."""
+        """`context` is the longest sequence in tokens. kv_dtype None is bf16, or fp32 for an fp32 model; or "int8".
+
+        `programs` keeps compiled steps between starts; None: only jax's own cache does, where one is set.
+        """
         self.config = model.config
         self.context = context
         self.table_width = -(-context // page_size)
@@ -49,7 +60,7 @@ class Runner:
         if kv_dtype is None:
             kv_dtype = jnp.float32 if model.embed.weight.dtype == jnp.float32 else jnp.bfloat16
         heads = (self.config.num_kv_heads, self.config.head_dim, kv_dtype)
-        self._new_kv = lambda: tuple(
+        self._new_layers = lambda: tuple(
             new_ring_kv(num_sequences, self.rings.slots, *heads)
             if layer.is_local
             else new_page_kv(self.pages.num_pages, page_size, *heads)
@@ -57,6 +68,7 @@ class Runner:
         )
         self._kv = self._new_kv()
         self._programs = {}
+        self._store = programs
 
     def new_sequence(self) -> Sequence:
         """Return an empty sequence of this runner's pools."""
@@ -81,7 +93,7 @@ class Runner:
             wanted_S = np.asarray([r * columns + len(row.ids) - 1 for r, row in enumerate(rows)], np.int32)
         step = self._step(batch, len(rows), wanted_S)
         try:
-            h_SD, self._kv = step(self._leaves, self._kv, batch, wanted_S)
+            h_SD, self._kv = step(self._leaves, self._kv, jax.tree.leaves(batch), wanted_S)
         except BaseException:
             # The old cache was given away and the new one never arrived (Ctrl-C, out of memory): start empty. Sequences
             # that are not in this step lose theirs too; with one sequence there are none.
@@ -96,31 +108,70 @@ class Runner:
     def choose(self, h_RD: jax.Array, samplers: list[RowSampler]) -> list[SampleResult]:
         """Return the next token of every row, with what it asked to be told about it."""
         call = choose_call(samplers)
-        arguments = (self._head, h_RD, call.params, call.penalties)
         static = {"vocab": call.vocab, "short": call.short, "top": call.top}
-        program = self._compiled(("choose", len(samplers), call.key), lambda: choose.lower(*arguments, **static))
-        return read_choice(samplers, *program(*arguments))
+        arguments, structure = jax.tree.flatten((self._head, h_RD, call.params, call.penalties))
+        key = ("choose", len(samplers), call.key)
+        if key not in self._programs:
+
+            def choose_flat(arguments):
+                chosen = choose(*jax.tree.unflatten(structure, arguments), **static)
+                return jax.tree.leaves(chosen)
+
+            self._programs[key] = self._compiled((key, structure), jax.jit(choose_flat), arguments)
+        ids_R, *logprob = self._programs[key](arguments)
+        return read_choice(samplers, ids_R, tuple(logprob) or None)
 
     def score(self, h_SD: jax.Array, ids_S: np.ndarray, *, vocab: int, top: int):
         """Return (logprob_S of the ids, values_Sn, top_ids_Sn) under the hidden states before them."""
-        return score_tokens(self._head, h_SD, ids_S, vocab=vocab, top=top)
+        key = ("score", h_SD.shape, vocab, top)
+        arguments, structure = jax.tree.flatten((self._head, h_SD, ids_S))
+        if key not in self._programs:
+
+            def score_flat(arguments):
+                return score_tokens(*jax.tree.unflatten(structure, arguments), vocab=vocab, top=top)
+
+            self._programs[key] = self._compiled((key, structure), jax.jit(score_flat), arguments)
+        return self._programs[key](arguments)
+
+    def _new_kv(self) -> list[jax.Array]:
+        """Return an empty cache as its arrays; flattening hundreds of objects at each step would cost more than that.
+
+        An empty cache is zeros. Copied from numpy: jnp.zeros compiles a program for every shape, 0.1 s in all.
+        """
+        shapes, self._kv_structure = jax.tree.flatten(jax.eval_shape(self._new_layers))
+        return [jax.device_put(np.zeros(one.shape, one.dtype), may_alias=False) for one in shapes]
 
     def _step(self, batch: Batch, num_rows: int, wanted_S: np.ndarray):
-        """Return the program that computes a batch of these shapes: (leaves, kv, batch, wanted_S) -> (h_SD, kv)."""
+        """Return the program that computes a batch of these shapes: (leaves, kv, its leaves, wanted_S) -> (h_SD, kv).
 
-        def step(leaves, kv, batch, wanted_S):
-            h_TD, kv = jax.tree.unflatten(self._structure, leaves)(batch, kv)
-            return h_TD[wanted_S], kv
-
+        It takes and returns lists of arrays: structures of our own classes could not be kept on disk.
+        """
         key = ("step", batch.ids_T.shape, num_rows, wanted_S.shape)
-        lower = jax.jit(step, donate_argnums=1).lower
-        return self._compiled(key, lambda: lower(self._leaves, self._kv, batch, wanted_S))
-
-    def _compiled(self, key: tuple, lower):
-        """Return the program for `key`, compiled at most once, or read from the compile cache where one is set."""
         if key not in self._programs:
-            started = time.perf_counter()
-            self._programs[key] = lower().compile()
-            give_back_freed_memory()
-            self.compile_s += time.perf_counter() - started
+            arrays, structure = jax.tree.flatten(batch)
+            structures = (self._structure, self._kv_structure, structure)
+
+            def step(leaves, kv, batch, wanted_S):
+                model, kv, batch = (
+                    jax.tree.unflatten(*pair) for pair in zip(structures, (leaves, kv, batch), strict=True)
+                )
+                h_TD, kv = model(batch, kv)
+                return h_TD[wanted_S], jax.tree.leaves(kv)
+
+            function = jax.jit(step, donate_argnums=1)
+            self._programs[key] = self._compiled((key, structures), function, self._leaves, self._kv, arrays, wanted_S)
         return self._programs[key]
+
+    def _compiled(self, key: tuple, function, *arguments):
+        """Return the program of `function` for arguments like these, compiled or as an earlier start left it.
+
+        `key` says all else that it depends on, the structures it makes of its arguments included.
+        """
+        started = time.perf_counter()
+        if self._store is None:
+            program = function.lower(*arguments).compile()
+        else:
+            program = self._store.get(key, arguments, lambda: function.lower(*arguments))
+        give_back_freed_memory()
+        self.compile_s += time.perf_counter() - started
+        return program

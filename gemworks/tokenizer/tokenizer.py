@@ -10,82 +10,83 @@ the scores, so ids agree by construction. Official vocabulary (262,144 pieces), 
 The sentencepiece library loads a tokenizer.model in 0.1 s, but it gives other ids where text holds U+2581, takes
 `<start_of_turn>` in text for the control token always, and would be a second splitter to keep equal to the first.
 
-Two engines share one model (the second costs 2 ms): in one the control tokens are added tokens, which text is
-searched for; in the other they are not, so `<start_of_turn>` typed by a user is seven ordinary pieces. Both are
-never changed after construction, so a Tokenizer may be used from many threads.
+A start that finds the vocabulary in the cache (weights/tokenizer_cache.py) maps it as a table instead (table.py), in
+20 ms, and loads the engine only for long texts. Neither is changed after construction, so a Tokenizer may be used from
+many threads.
 
 Not here: which ids start a prompt (chat.py). Not possible: U+2581 in text comes back as a space.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
+import numpy as np
 
 from gemworks.errors import CheckpointError, RequestError, StorageError
 from gemworks.memory import give_back_freed_memory
 from gemworks.tokenizer.chat import TEMPLATE
-from gemworks.tokenizer.engine import (
-    engine_from_json,
-    engine_from_vocabulary,
-    names_by_id,
-    require_gemma,
-)
 from gemworks.tokenizer.spm import read_spm
 from gemworks.tokenizer.stream import StreamDecoder
-from gemworks.tokenizer.vocabulary import (
-    CONTROL_NAMES,
-    SPACE,
-    PieceType,
-    Vocabulary,
-    byte_piece,
-    is_control_name,
-    scores_of,
-)
+from gemworks.tokenizer.table import VocabularyTable, table_arrays
+from gemworks.tokenizer.vocabulary import CONTROL_NAMES, SPACE, PieceType, Vocabulary, byte_piece, scores_of
+
+if TYPE_CHECKING:  # 20 ms to import, and a start that finds a table in the cache needs none of it
+    import tokenizers
+
+    from gemworks.tokenizer.engine import Engines
 
 FILE_NAMES = ("tokenizer.json", "tokenizer.model")  # the first one found is taken: it loads faster
 _NUM_PROBES = 64
+
+# Characters that a table splits before the engine is loaded: 3 us each against 0.35 and 1.05 s once, so that neither
+# choice ever costs more than twice the better one.
+_TABLE_CHARACTERS = 400_000
+
 _MAX_PADDING_ROWS = 1024  # embeddings are padded by 63 rows at most in the released models
 
 
 class Tokenizer:
     """Text <-> ids of one vocabulary. Made by `load` or `from_vocabulary`; ids are looked up by name, never assumed."""
 
-    def __init__(self, engine: tokenizers.Tokenizer, where: str):
+    def __init__(self, engine: "tokenizers.Tokenizer", where: str):
         """Take over `engine`; `where` names its file in errors. CheckpointError unless it works as Gemma's does."""
-        require_gemma(engine, where)
-        engine.no_truncation()
-        engine.no_padding()
-        added = engine.get_added_tokens_decoder()
-        forgotten = [
-            tokenizers.AddedToken(name, special=True, normalized=False)
-            for name in sorted(CONTROL_NAMES - {token.content for token in added.values()})
-            if engine.token_to_id(name) is not None
-        ]
-        if forgotten:
-            engine.add_special_tokens(forgotten)
-            added = engine.get_added_tokens_decoder()
-        controls = {i: token for i, token in added.items() if token.special or is_control_name(token.content)}
-        matched = {i: token for i, token in sorted(added.items()) if i not in controls}
+        from gemworks.tokenizer.engine import make_engines
 
+        made = make_engines(engine, where)
+        self._made: Engines | None = made
+        self._table: VocabularyTable | None = None
+        self._load: Callable[[], Tokenizer] = lambda: self  # what has a table gets its engines from
+        self._split = 0  # characters that the table has split
+        self._describe(made.names, made.controls, made.matched, engine.token_to_id, where)
+        self._require_whole()
+        give_back_freed_memory()
+
+    @classmethod
+    def from_table(cls, table: VocabularyTable, load: "Callable[[], Tokenizer]", where: str) -> "Tokenizer":
+        """Return a tokenizer that splits with `table`, and with the engine of `load()` once that pays."""
+        made = cls.__new__(cls)
+        made._made, made._table, made._load, made._split = None, table, load, 0
+        made._describe(table.names, table.controls, table.matched, table.id_of, where)
+        return made
+
+    def _describe(
+        self,
+        names: Sequence[str],
+        controls: frozenset[int],
+        matched: frozenset[int],
+        id_of: Callable[[str], int | None],
+        where: str,
+    ) -> None:
         self._where = where
-        self._engine = engine
-        self._names = names_by_id(engine, where)
-        self._text_engine = tokenizers.Tokenizer(engine.model)
-        self._text_engine.normalizer = engine.normalizer
-        self._text_engine.pre_tokenizer = engine.pre_tokenizer
-        self._text_engine.add_tokens(list(matched.values()))
-        # An added token outside the model's own vocabulary gets the next free id there; this takes it back.
-        here = {i: self._text_engine.token_to_id(token.content) for i, token in matched.items()}
-        self._moved = {there: i for i, there in here.items() if there != i}
-
-        self.size = len(self._names)
-        self.control_ids: frozenset[int] = frozenset(controls)
-        self._matched_ids = frozenset(matched)
-        self._byte_ids = {engine.token_to_id(byte_piece(value)): value for value in range(256)}
+        self._names = names
+        self._id_of = id_of
+        self.size = len(names)
+        self.control_ids: frozenset[int] = controls
+        self._matched_ids = matched
+        self._byte_ids = {id_of(byte_piece(value)): value for value in range(256)}
         self._bytes: dict[int, bytes] = {}
         self.bos_id = self._required_id("<bos>")
         self.eos_id = self._required_id("<eos>")
@@ -93,8 +94,22 @@ class Tokenizer:
         self.unk_id = self.id_of("<unk>")
         self.start_of_turn_id = self.id_of("<start_of_turn>")
         self.end_of_turn_id = self.id_of("<end_of_turn>")
-        self._require_whole()
-        give_back_freed_memory()
+
+    @property
+    def _engines(self) -> "Engines":
+        """The engines, loaded now where a table stood in for them."""
+        if self._made is None:
+            self._made = self._load()._made
+            assert self._made is not None
+        return self._made
+
+    def to_table(self) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a VocabularyTable that splits as this does, or None where none can. Takes 2 s."""
+        engines = self._engines
+        if not engines.has_plain_matches:
+            return None
+        merges = json.loads(engines.whole.to_str())["model"]["merges"]
+        return table_arrays(list(self._names), [(a, b) for a, b in merges], self.control_ids, self._matched_ids)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -112,6 +127,8 @@ class Tokenizer:
             data = path.read_bytes()
         except OSError as error:
             raise StorageError(f"{path}: the tokenizer must be readable, got {error.strerror}.") from error
+        from gemworks.tokenizer.engine import engine_from_json
+
         where = str(path)
         if path.suffix == ".model":
             return cls.from_vocabulary(*read_spm(data, where), where=where)
@@ -130,6 +147,8 @@ class Tokenizer:
 
         `where` names the source in errors (CheckpointError). Unused pieces at the end are dropped.
         """
+        from gemworks.tokenizer.engine import engine_from_vocabulary
+
         return cls(engine_from_vocabulary(Vocabulary.checked(pieces, scores, types, where)), where)
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
@@ -145,10 +164,14 @@ class Tokenizer:
                 f"text must be Unicode, got the lone surrogate U+{ord(text[error.start]):04X} "
                 f"at character {error.start}."
             ) from None
-        engine = self._engine if control else self._text_engine
-        ids = engine.encode(text, add_special_tokens=False).ids
-        if self._moved and not control:
-            return [self._moved.get(i, i) for i in ids]
+        if self._made is None and self._table is not None and not control:
+            self._split += len(text)
+            if self._split <= _TABLE_CHARACTERS:
+                return self._table.encode(text)
+        engines = self._engines
+        ids = (engines.whole if control else engines.text).encode(text, add_special_tokens=False).ids
+        if engines.moved and not control:
+            return [engines.moved.get(i, i) for i in ids]
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_control: bool = True) -> str:
@@ -181,7 +204,7 @@ class Tokenizer:
 
     def id_of(self, piece: str) -> int | None:
         """Return the id of a piece by its name in the vocabulary (spaces are U+2581), None where it is not there."""
-        return self._engine.token_to_id(piece)
+        return self._id_of(piece)
 
     def require_rows(self, num_rows: int, where: str) -> None:
         """Raise CheckpointError unless an embedding of `num_rows` fits this vocabulary; `where` names the model.
@@ -204,8 +227,8 @@ class Tokenizer:
         Takes seconds: the merges are read back from the engine. Raises CheckpointError where they cannot be written
         as scores (see `scores_of`).
         """
-        model = json.loads(self._engine.to_str())["model"]
-        pieces = self._names.copy()
+        model = json.loads(self._engines.whole.to_str())["model"]
+        pieces = list(self._names)
         types = [self._type(i) for i in range(self.size)]
         scores = scores_of(pieces, types, [(a, b) for a, b in model["merges"]], self._where)
         for i in self._matched_ids:
@@ -227,7 +250,7 @@ class Tokenizer:
         directory = Path(directory)
         config = json.dumps(self._config(chat_template), ensure_ascii=False, indent=2)
         try:
-            (directory / "tokenizer.json").write_text(self._engine.to_str(), encoding="utf-8")
+            (directory / "tokenizer.json").write_text(self._engines.whole.to_str(), encoding="utf-8")
             (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{directory}: the tokenizer must be writable, got {error.strerror}.") from error
@@ -246,7 +269,7 @@ class Tokenizer:
             "image_token": "<image_soft_token>",
         }
         flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        added = self._engine.get_added_tokens_decoder()
+        added = self._engines.whole.get_added_tokens_decoder()
         config: dict[str, Any] = {
             "add_bos_token": True,
             "add_eos_token": False,

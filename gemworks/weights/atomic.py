@@ -33,13 +33,19 @@ _SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def replacing(
-    final: Path, *, needed: int, force: bool = False, kind: Literal["file", "directory"] = "file"
+    final: Path,
+    *,
+    needed: int,
+    force: bool = False,
+    kind: Literal["file", "directory"] = "file",
+    durable: bool = True,
 ) -> Iterator[Path]:
     """Yield a path to write to, that becomes `final` when the block ends well.
 
-    `needed` is the number of bytes to come, checked against the free space first. Raises ConfigError if `final` exists
-    and `force` is off (an empty directory may be filled), StorageError if it cannot be written; then `final` is
-    unchanged.
+    `needed` is the number of bytes to come, checked against the free space first. Not `durable`: a power cut may leave
+    `final` with holes, for files that are checked when they are opened and can be made again. Raises ConfigError if
+    `final` exists and `force` is off (an empty directory may be filled), StorageError if it cannot be written; then
+    `final` is unchanged.
     """
     try:
         check_target(final, force=force, kind=kind)
@@ -48,9 +54,11 @@ def replacing(
         check_space(final, needed)
         with _partial(final, kind) as partial:
             yield partial
-            _sync(partial)
+            if durable:
+                _sync(partial)
             _rename(partial, final)
-            _sync_one(final.parent)
+            if durable:
+                _sync_one(final.parent)
     except OSError as error:
         raise storage_error(final, error, needed) from error
 

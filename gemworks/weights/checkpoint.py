@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from gemworks.errors import CheckpointError, StorageError
 from gemworks.model.config import TextConfig
+
+if TYPE_CHECKING:  # it brings jax, which listing models must not wait for
+    from gemworks.ops.weight import Format as QuantFormat
+    from gemworks.ops.weight import QuantWeight
 
 Format = Literal["safetensors", "gguf"]
 
@@ -33,7 +37,7 @@ class StoredTensor:
 
     published: str
     shape: tuple[int, ...]
-    dtype: str  # BF16, F16, F32, Q4_0 ...
+    dtype: str  # BF16, F16, F32, Q4_0 ..., or a format of ops/weight.py where it is a pair of codes and scales
     num_bytes: int
     file: Path
 
@@ -89,9 +93,20 @@ class Checkpoint(abc.ABC):
         dequantized to float32. The array is read-only or private: writing never reaches the file.
         """
 
+    def quantized_format(self, name: str) -> QuantFormat | None:
+        """The format a matrix is stored in, or None where it is stored otherwise, or is no matrix."""
+        return None
+
+    def read_quantized(self, name: str) -> QuantWeight | None:
+        """The matrix with the codes and scales the file has, none changed; None where `quantized_format` is None.
+
+        Arrays may point into the mapping, as those of `read`. Scales are as the file has them, finite or not.
+        """
+        return None
+
     @abc.abstractmethod
     def raw(self, name: str) -> memoryview:
-        """The bytes of one tensor exactly as the file stores them."""
+        """The bytes of one tensor exactly as the file stores them; of a pair, the codes."""
 
     @abc.abstractmethod
     def release(self, name: str) -> None:

@@ -64,6 +64,7 @@ _VISION = "the vision half, which the text model does not use"
 # Fields without effect on the text model, with the reason.
 IGNORED_FIELDS: Final[dict[str, str]] = {
     "model_type": "read before the fields are",
+    "gemworks_quantization": "read with the tensors it is about (quantized.py)",
     "architectures": "model_type decides",
     "auto_map": "no code from a checkpoint is ever run",
     "transformers_version": _ORIGIN,

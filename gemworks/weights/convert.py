@@ -8,6 +8,7 @@ The output appears under its name when it is whole. Not copied: the vision half,
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 from gemworks.errors import CheckpointError, ConfigError, StorageError
 from gemworks.weights.atomic import check_target
 from gemworks.weights.checkpoint import Checkpoint, Vocabulary, open_checkpoint
+from gemworks.weights.gguf_write import FORMAT_KINDS, write_gguf
 from gemworks.weights.names import is_norm
+from gemworks.weights.quantized import QuantSource
 from gemworks.weights.safetensors import NUMPY_DTYPES
 from gemworks.weights.safetensors_write import SHARD_BYTES, Progress
 from gemworks.weights.save import Source, save_hf
@@ -84,23 +87,22 @@ def convert(
             f"Name the directory, as in {out_path.with_suffix('')}."
         )
     wanted = _outtype(outtype, GGUF_TYPES if to_gguf else SAFETENSORS_TYPES, out_path)
-    _check_apart(in_path, out_path)
+    check_apart(in_path, out_path)
     check_target(out_path, force=force, kind="file" if to_gguf else "directory")
     with open_checkpoint(in_path) as checkpoint:
         if to_gguf:
-            from gemworks.weights.gguf_write import write_gguf
-
             write_gguf(
                 checkpoint,
-                _vocabulary(checkpoint),
+                vocabulary_of(checkpoint),
                 out_path,
-                wanted or GGUF_TYPES.get(_main_dtype(checkpoint).lower(), "bf16"),
+                wanted or _as_stored(checkpoint),
                 pure=pure,
                 force=force,
                 progress=progress,
             )
         else:
-            _to_directory(checkpoint, out_path, wanted, shard_bytes, force, progress)
+            sources = {name: source_of(checkpoint, name, wanted) for name in checkpoint.entries}
+            write_directory(checkpoint, out_path, sources, shard_bytes=shard_bytes, force=force, progress=progress)
 
 
 def _outtype(outtype: str | None, known: dict[str, str], out_path: Path) -> str | None:
@@ -113,16 +115,23 @@ def _outtype(outtype: str | None, known: dict[str, str], out_path: Path) -> str 
     )
 
 
-def _check_apart(in_path: Path, out_path: Path) -> None:
+def check_apart(in_path: Path, out_path: Path) -> None:
     """Refuse an output that is the input or holds it: replacing it would remove what is being read."""
     source, target = in_path.resolve(), out_path.resolve()
     if target == source or target in source.parents:
         raise ConfigError(f"{out_path} must not be the input or a directory around it ({in_path}).\nChoose another.")
 
 
-def _to_directory(
-    checkpoint: Checkpoint, out: Path, wanted: str | None, shard_bytes: int, force: bool, progress: Progress | None
+def write_directory(
+    checkpoint: Checkpoint,
+    out: Path,
+    sources: Mapping[str, Source | QuantSource],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
+    """Write `sources` as save_hf does, with the generation defaults and the tokenizer of `checkpoint`."""
     files = [] if checkpoint.format == "gguf" else _tokenizer_files(_directory_of(checkpoint))
     vocabulary = checkpoint.vocabulary()
 
@@ -138,7 +147,7 @@ def _to_directory(
     save_hf(
         out,
         checkpoint.config,
-        {name: _source(checkpoint, name, wanted) for name in checkpoint.entries},
+        sources,
         generation=checkpoint.generation,
         beside=beside,
         beside_bytes=_WRITTEN_TOKENIZER_BYTES if vocabulary else sum(file.stat().st_size for file in files),
@@ -148,10 +157,10 @@ def _to_directory(
     )
 
 
-def _source(checkpoint: Checkpoint, name: str, wanted: str | None) -> Source:
+def source_of(checkpoint: Checkpoint, name: str, wanted: str | None) -> Source:
     """The tensor as the output wants it. From GGUF all tensors take one dtype, as in the files GGUFs are made from."""
     entry = checkpoint.entries[name]
-    if wanted is None and checkpoint.format == "safetensors":
+    if wanted is None and checkpoint.format == "safetensors" and entry.dtype in NUMPY_DTYPES:
         dtype = entry.dtype
     else:
         stored = _main_dtype(checkpoint)
@@ -161,6 +170,12 @@ def _source(checkpoint: Checkpoint, name: str, wanted: str | None) -> Source:
         lambda: cast(checkpoint.read(name), NUMPY_DTYPES[dtype], f"{entry.published} in {entry.file}"),
         lambda: checkpoint.release(name),
     )
+
+
+def _as_stored(checkpoint: Checkpoint) -> str:
+    """The outtype of a GGUF file that is nearest to what the checkpoint holds."""
+    stored = _main_dtype(checkpoint)
+    return GGUF_TYPES.get(FORMAT_KINDS.get(stored, stored).lower(), "bf16")
 
 
 def _main_dtype(checkpoint: Checkpoint) -> str:
@@ -210,7 +225,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(handle, file)
 
 
-def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
     """The vocabulary for a GGUF file, from the checkpoint itself or from the tokenizer beside it."""
     if (vocabulary := checkpoint.vocabulary()) is not None:
         return vocabulary

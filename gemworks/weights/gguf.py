@@ -2,7 +2,7 @@
 
     in the file                                        what `read` returns
     F32, F16, BF16 matrix                              a read-only view of the mapping (a copy if not 64-aligned)
-    Q8_0, Q4_0 ... (gguf_blocks) matrix                float32, dequantized
+    Q8_0, Q4_0 ... (gguf_blocks) matrix                float32, dequantized; `read_quantized` keeps Q4_0 and Q8_0
     norm gain, with 1 added as llama.cpp has it        float32, with the 1 subtracted
 
 The order of q and k rows needs no change: Gemma rotates halves, so converters do not permute them. The vision half
@@ -19,7 +19,7 @@ What the metadata says about generation, under the keys of llama.cpp's converter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -39,10 +39,16 @@ from gemworks.weights.gguf_file import GGUFFile, StringArray
 from gemworks.weights.names import gguf_from_ours, is_norm, ours_from_gguf
 from gemworks.weights.strict import Vocabularies, match_tensors
 
+if TYPE_CHECKING:
+    from gemworks.ops.weight import Format, QuantWeight
+
 # Arrays are used without a copy where they start on this boundary: XLA wants it.
 ALIGNMENT = 64
 
 FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+# Block types whose codes and scales are those of a format of ours.
+_QUANTIZED: "dict[str, Format]" = {"Q4_0": "int4-b32", "Q8_0": "int8-b32"}
 
 _NAMES = Vocabularies(ours=ours_from_gguf, published=gguf_from_ours, dtypes=tuple(TYPES))
 
@@ -89,6 +95,25 @@ class GGUFCheckpoint(Checkpoint):
         array = array.copy()
         self.release(name)
         return array
+
+    def quantized_format(self, name: str) -> "Format | None":
+        """See Checkpoint.quantized_format: Q4_0 and Q8_0 matrices."""
+        entry = self.entries[name]
+        return _QUANTIZED.get(entry.dtype) if len(entry.shape) == 2 else None
+
+    def read_quantized(self, name: str) -> "QuantWeight | None":
+        """See Checkpoint.read_quantized. Copies, because a file mixes codes with scales."""
+        if (format := self.quantized_format(name)) is None:
+            return None
+        from gemworks.ops.weight import QuantWeight, code_shapes
+
+        entry = self.entries[name]
+        F, D = entry.shape
+        (code_shape, code_dtype), (scale_shape, scale_dtype) = code_shapes(format, F, D)
+        blocks = np.frombuffer(self._file.bytes_of(entry.published), np.uint8).reshape(*scale_shape, -1)
+        scales = blocks[:, :, :2].copy().view(scale_dtype).reshape(scale_shape)
+        codes = blocks[:, :, 2:].copy().view(code_dtype).reshape(code_shape)
+        return QuantWeight(codes, scales, format, (F, D))
 
     def raw(self, name: str) -> memoryview:
         """The stored blocks of one tensor; norms still with their 1."""

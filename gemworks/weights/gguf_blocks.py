@@ -29,6 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gemworks.quant.blocks import q4_0_blocks, q8_0_blocks
+
 
 class BlockType(NamedTuple):
     """How a ggml type is stored: its number in the file, weights in a block, and bytes of a block."""
@@ -262,31 +264,15 @@ def _encode_bf16(values: np.ndarray, out: np.ndarray) -> None:
     out[:] = np.where(is_nan, (bits >> 16) | 64, rounded).astype("<u2").view(np.uint8)
 
 
-def _reciprocal(scale: np.ndarray) -> np.ndarray:
-    """1 / scale in float32, 0 where the scale is 0 (a block of zeros)."""
-    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-
-
 def _encode_q8_0(values: np.ndarray, out: np.ndarray) -> None:
-    """d = max|w| / 127; q = w / d by the reciprocal of the unrounded d, halves away from zero."""
-    scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = values * _reciprocal(scale)
-    magnitude = np.abs(scaled)
-    whole = np.floor(magnitude)
-    # floor(x + 0.5) would round 0.49999997 up, because the sum does.
-    whole += magnitude - whole >= 0.5
-    out[:, :2] = scale.astype("<f2").view(np.uint8)
-    out[:, 2:] = np.copysign(whole, scaled).astype(np.int8).view(np.uint8)
+    codes, scales = q8_0_blocks(values)
+    out[:, :2] = scales[:, None].view(np.uint8)
+    out[:, 2:] = codes.view(np.uint8)
 
 
 def _encode_q4_0(values: np.ndarray, out: np.ndarray) -> None:
-    """d = -m / 8 with m the signed weight of largest magnitude (the first of equals); q = trunc(w / d + 8.5)."""
-    largest = np.abs(values).argmax(axis=1)
-    scale = np.take_along_axis(values, largest[:, None], axis=1) / np.float32(-8)
-    levels = values * _reciprocal(scale)
-    levels += np.float32(8.5)
-    q = np.minimum(levels, np.float32(15)).astype(np.uint8)
-    out[:, :2] = scale.astype("<f2").view(np.uint8)
+    q, scales = q4_0_blocks(values)
+    out[:, :2] = scales[:, None].view(np.uint8)
     out[:, 2:] = q[:, :16] | (q[:, 16:] << 4)
 
 

@@ -9,7 +9,8 @@ What a tensor is stored as, by outtype:
 
 Norms get 1 added, as every GGUF reader expects. The embedding is also the head of Gemma 3, and 4 bits there cost
 quality that 4 bits elsewhere do not; Q8_0 of 262,144 rows of 1B is 160 MB more than Q4_0. A row that is no multiple of
-32 is stored in F16, as llama.cpp's quantizer does. Blocks that are in the wanted type already are copied bit for bit.
+32 is stored in F16, as llama.cpp's quantizer does. Blocks that are in the wanted type already are copied bit for bit,
+and matrices that a caller has quantized are written with the codes they have.
 
 Tensors are aligned to 32 bytes, the format's default: general.alignment could say 64, but llama.cpp's quantizer copies
 that key and then aligns to 32. The key gemworks.padding makes the data begin on 64, and the tensors of a float file are
@@ -33,11 +34,15 @@ from gemworks.weights.gguf import ALIGNMENT
 from gemworks.weights.gguf_blocks import CHUNK_ELEMENTS, LARGEST, TYPES, BlockType, quantize
 from gemworks.weights.gguf_file import DEFAULT_ALIGNMENT, MAGIC, NUMBER_DTYPES, ValueType
 from gemworks.weights.names import gguf_from_ours, is_norm
+from gemworks.weights.quantized import QuantSource, gguf_bytes
 
 VERSION = 3
 
 # What llama.cpp calls the file as a whole (general.file_type): the type of most of its tensors.
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
+
+# The formats that are GGUF's own blocks.
+FORMAT_KINDS = {"int4-b32": "Q4_0", "int8-b32": "Q8_0"}
 
 # Types of pieces (tokenizer.ggml.token_type): those that stand for text, and the one of a row without a piece.
 _TEXT_TYPES = (1, 6)  # normal, byte
@@ -70,6 +75,7 @@ def write_gguf(
     *,
     chat_template: str | None = None,
     pure: bool = False,
+    quantized: Mapping[str, QuantSource] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -77,6 +83,8 @@ def write_gguf(
 
     `vocabulary` is written as given (Tokenizer.to_vocabulary has llama.cpp's form), fitted to the rows of the embedding
     by `fit_vocabulary`; None writes a file without a tokenizer. `chat_template` replaces the checkpoint's own.
+    `quantized` has the matrices (our names) that are written as given, in formats of FORMAT_KINDS; the outtype is for
+    the others.
     `progress(bytes_done, bytes_total)` is called after every tensor.
 
     Raises ConfigError for an unknown outtype, an existing `out` without `force`, or a config that GGUF cannot say;
@@ -86,7 +94,9 @@ def write_gguf(
         raise ConfigError(f"outtype must be one of {', '.join(FILE_TYPES)}, got {outtype!r}.")
     if vocabulary is not None:
         vocabulary = fit_vocabulary(vocabulary, checkpoint.config.vocab_size)
-    metadata = _general_metadata(out, outtype, checkpoint.generation)
+    quantized = quantized or {}
+    planned = _plan(checkpoint, outtype, quantized, pure=pure)
+    metadata = _general_metadata(out, _file_type(planned) if quantized else FILE_TYPES[outtype], checkpoint.generation)
     metadata |= metadata_from_text_config(checkpoint.config)
     metadata |= _tokenizer_metadata(
         vocabulary,
@@ -94,13 +104,12 @@ def write_gguf(
         checkpoint.config.vocab_size,
         chat_template or checkpoint.chat_template,
     )
-    planned = _plan(checkpoint, outtype, pure=pure)
     header = _header(metadata, planned)
     data_bytes = planned[-1].offset + _padded(planned[-1].num_bytes)
     with replacing(out, needed=len(header) + data_bytes, force=force) as partial, partial.open("wb") as file:
         file.write(header)
         for tensor in planned:
-            for piece in _pieces(checkpoint, tensor):
+            for piece in _pieces(checkpoint, tensor, quantized.get(tensor.entry.name)):
                 file.write(piece)
             file.write(bytes(_padded(tensor.num_bytes) - tensor.num_bytes))
             checkpoint.release(tensor.entry.name)
@@ -130,12 +139,22 @@ def fit_vocabulary(vocabulary: Vocabulary, rows: int) -> Vocabulary:
     )
 
 
-def _general_metadata(out: Path, outtype: str, generation: GenerationDefaults) -> dict[str, Value]:
+def _file_type(planned: Sequence[_Planned]) -> int:
+    """FILE_TYPES of what most weights of the layers' matrices are stored as."""
+    weights: dict[str, int] = {}
+    for tensor in planned:
+        if tensor.entry.name not in _EMBEDDINGS and not is_norm(tensor.entry.name):
+            kind = tensor.kind.name.lower()
+            weights[kind] = weights.get(kind, 0) + prod(tensor.entry.shape)
+    return FILE_TYPES[max(weights, key=lambda kind: weights[kind])]
+
+
+def _general_metadata(out: Path, file_type: int, generation: GenerationDefaults) -> dict[str, Value]:
     return {
         "general.architecture": (ValueType.STRING, ARCHITECTURE),
         "general.type": (ValueType.STRING, "model"),
         "general.name": (ValueType.STRING, out.stem),
-        "general.file_type": (ValueType.UINT32, FILE_TYPES[outtype]),
+        "general.file_type": (ValueType.UINT32, file_type),
         "general.quantization_version": (ValueType.UINT32, 2),
         "general.sampling.temp": (ValueType.FLOAT32, generation.temperature),
         "general.sampling.top_k": (ValueType.INT32, generation.top_k),
@@ -185,10 +204,13 @@ def _vocabulary_metadata(vocabulary: Vocabulary) -> dict[str, Value]:
     return keys
 
 
-def _plan(checkpoint: Checkpoint, outtype: str, *, pure: bool) -> list[_Planned]:
+def _plan(checkpoint: Checkpoint, outtype: str, quantized: Mapping[str, QuantSource], *, pure: bool) -> list[_Planned]:
     planned, offset = [], 0
     for name, entry in checkpoint.entries.items():
-        kind = _kind(name, entry.shape[-1], outtype, pure=pure)
+        if name in quantized:
+            kind = TYPES[FORMAT_KINDS[quantized[name].format]]
+        else:
+            kind = _kind(name, entry.shape[-1], outtype, pure=pure)
         num_bytes = kind.row_bytes(entry.shape[-1]) * prod(entry.shape[:-1])
         planned.append(_Planned(entry, kind, offset, num_bytes))
         offset += _padded(num_bytes)
@@ -202,12 +224,20 @@ def _kind(name: str, columns: int, outtype: str, *, pure: bool) -> BlockType:
     return kind if columns % kind.elements == 0 else TYPES["F16"]
 
 
-def _pieces(checkpoint: Checkpoint, tensor: _Planned) -> Iterator[memoryview]:
+def _pieces(checkpoint: Checkpoint, tensor: _Planned, source: QuantSource | None) -> Iterator[memoryview]:
     """The bytes of one tensor as they will be stored, a few MiB at a time."""
     entry, kind = tensor.entry, tensor.kind
+    if source is not None:
+        yield from gguf_bytes(source.produce())
+        return
     norms_agree = checkpoint.format == "gguf" or not is_norm(entry.name)
     if entry.dtype == kind.name and norms_agree:
         yield checkpoint.raw(entry.name)
+        return
+    if FORMAT_KINDS.get(checkpoint.quantized_format(entry.name) or "") == kind.name:
+        weight = checkpoint.read_quantized(entry.name)
+        assert weight is not None
+        yield from gguf_bytes(weight)
         return
     values = checkpoint.read(entry.name)
     rows = values.reshape(-1, values.shape[-1])

@@ -4,6 +4,8 @@
             config.json  model.safetensors.index.json  model-0000i-of-0000n.safetensors
             generation_config.json  tokenizer_config.json  chat_template.jinja     optional
 
+Matrices may be quantized, as `gemworks quantize` writes them: quantized.py.
+
 The index must list exactly what the shards hold. A directory with both forms is refused: nobody can say which is meant.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +22,12 @@ from gemworks.weights.checkpoint import Checkpoint, StoredTensor, Vocabulary, is
 from gemworks.weights.config_json import eos_ids_from_json, read_json, text_config_from_json
 from gemworks.weights.generation_json import generation_defaults_from_json
 from gemworks.weights.names import Layout, hf_from_ours, ours_from_hf
+from gemworks.weights.quantized import SCALE_SUFFIX, formats_from_json, join_pairs
 from gemworks.weights.safetensors import NUMPY_DTYPES, SafetensorsFile
 from gemworks.weights.strict import Vocabularies, match_tensors
+
+if TYPE_CHECKING:
+    from gemworks.ops.weight import Format, QuantWeight
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _SHOWN = 10
@@ -52,6 +58,7 @@ class SafetensorsCheckpoint(Checkpoint):
             raise CheckpointError(f"{directory} must hold config.json beside the weights, and it does not.\n{hint}")
         config = read_json(directory / "config.json")
         self.config = text_config_from_json(config, str(directory / "config.json"))
+        self._formats = formats_from_json(config, directory / "config.json")
         generation = directory / "generation_config.json"
         stated = read_json(generation) if generation.is_file() else None
         self.generation = generation_defaults_from_json(stated, str(generation), config=config)
@@ -81,17 +88,25 @@ class SafetensorsCheckpoint(Checkpoint):
             for file, opened in self._files.items()
             for name, span in opened.tensors.items()
         ]
+        self._scale_files = {tensor.published: tensor.file for tensor in stored if tensor.published in self._scales()}
+        stored = join_pairs(stored, self._formats, self.path)
         layout = _layout_of(stored)
         names = Vocabularies(
-            ours=ours_from_hf, published=lambda ours: hf_from_ours(ours, layout), dtypes=tuple(NUMPY_DTYPES)
+            ours=ours_from_hf,
+            published=lambda ours: hf_from_ours(ours, layout),
+            dtypes=(*NUMPY_DTYPES, *dict.fromkeys(self._formats.values())),
         )
         subject = f"{self.path} ({len(self._files)} file{'s' if len(self._files) > 1 else ''})"
         return match_tensors(subject, stored, self.config, names, same_bits=self._same_bits)
 
+    def _scales(self) -> set[str]:
+        return {name + SCALE_SUFFIX for name in self._formats}
+
     def _same_bits(self, one: StoredTensor, other: StoredTensor) -> bool:
         first, second = (np.frombuffer(self._files[t.file].raw(t.published), np.uint8) for t in (one, other))
         step = _COMPARE_BYTES
-        same = one.dtype == other.dtype and all(
+        # A pair is never the same: its scales are not looked at here, and `gemworks quantize` writes no tied head.
+        same = one.dtype == other.dtype in NUMPY_DTYPES and all(
             np.array_equal(first[at : at + step], second[at : at + step]) for at in range(0, first.size, step)
         )
         del first, second
@@ -100,9 +115,34 @@ class SafetensorsCheckpoint(Checkpoint):
         return same
 
     def read(self, name: str) -> np.ndarray:
-        """See Checkpoint.read. Here every tensor is a float tensor."""
+        """See Checkpoint.read. Quantized matrices come dequantized."""
+        weight = self.read_quantized(name)
+        if weight is not None:
+            from gemworks.quant.formats import dequantize
+
+            return dequantize(weight)
         entry = self.entries[name]
         return self._files[entry.file].array(entry.published)
+
+    def quantized_format(self, name: str) -> Format | None:
+        """See Checkpoint.quantized_format."""
+        return self._formats.get(self.entries[name].published)
+
+    def read_quantized(self, name: str) -> QuantWeight | None:
+        """See Checkpoint.read_quantized."""
+        if (format := self.quantized_format(name)) is None:
+            return None
+        from gemworks.ops.weight import QuantWeight
+
+        entry = self.entries[name]
+        scales = entry.published + SCALE_SUFFIX
+        F, D = entry.shape
+        return QuantWeight(
+            self._files[entry.file].array(entry.published),
+            self._files[self._scale_files[scales]].array(scales),
+            format,
+            (F, D),
+        )
 
     def raw(self, name: str) -> memoryview:
         """See Checkpoint.raw."""
@@ -113,6 +153,9 @@ class SafetensorsCheckpoint(Checkpoint):
         """See Checkpoint.release."""
         entry = self.entries[name]
         self._files[entry.file].release(entry.published)
+        scales = entry.published + SCALE_SUFFIX
+        if scales in self._scale_files:
+            self._files[self._scale_files[scales]].release(scales)
 
     def vocabulary(self) -> Vocabulary | None:
         """None: the vocabulary lies beside the weights."""

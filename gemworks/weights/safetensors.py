@@ -58,8 +58,11 @@ DTYPE_BITS = {
     "C64": 64,
 }
 
-# What `SafetensorsFile.array` returns.
+# The dtypes a model's float tensors may have.
 NUMPY_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+# What `SafetensorsFile.array` returns: those, and the codes of quantized matrices.
+ARRAY_DTYPES = {**NUMPY_DTYPES, "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}
 
 
 class StoredSpan(NamedTuple):
@@ -92,9 +95,9 @@ class SafetensorsFile:
             raise
 
     def array(self, name: str) -> np.ndarray:
-        """One F32, F16 or BF16 tensor: a read-only view of the mapping if it starts on 64 bytes, else a copy."""
+        """One tensor of ARRAY_DTYPES: a read-only view of the mapping if it starts on 64 bytes, else a copy."""
         span = self.tensors[name]
-        dtype = NUMPY_DTYPES[span.dtype]
+        dtype = ARRAY_DTYPES[span.dtype]
         flat = np.frombuffer(self._map, dtype, count=prod(span.shape), offset=span.begin)
         return (flat if span.begin % ALIGNMENT == 0 else flat.copy()).reshape(span.shape)
 

@@ -1,7 +1,8 @@
 """Writing safetensors one tensor at a time: no more than one tensor is ever in memory.
 
 Data starts on 64 bytes (the header is padded with spaces), and tensors whose size is a multiple of 64 come first, so
-that every one of those can later be mapped without a copy. In the released shapes that is all of them.
+that every one of those can later be mapped without a copy. In the released shapes that is all of them. The others
+follow, those of larger elements first.
 
 Callers write into a partial path of atomic.py; nothing here renames.
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemworks.weights.safetensors import ALIGNMENT, DTYPE_BITS, NUMPY_DTYPES
+from gemworks.weights.safetensors import ALIGNMENT, ARRAY_DTYPES, DTYPE_BITS
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -27,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 class TensorSource(NamedTuple):
-    """A tensor to be written: published name, dtype (F32, F16, BF16), shape, and a function that produces the array.
+    """A tensor to be written: published name, dtype (of ARRAY_DTYPES), shape, and a function that produces the array.
 
     `done` is called when the array has been written, so that a mapped original can be released.
     """
@@ -51,7 +52,7 @@ def total_bytes(tensors: Iterable[TensorSource]) -> int:
 
 def write_file(path: Path, tensors: Sequence[TensorSource], *, wrote: Callable[[int], None] | None = None) -> None:
     """Write one .safetensors file. `wrote` is called with the bytes of each tensor when it is written."""
-    ordered = sorted(tensors, key=lambda tensor: (tensor.num_bytes % ALIGNMENT != 0, -DTYPE_BITS[tensor.dtype]))
+    ordered = sorted(tensors, key=_rank)
     assert len({tensor.name for tensor in ordered}) == len(ordered), "a tensor name occurs twice"
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
     position = 0
@@ -67,7 +68,7 @@ def write_file(path: Path, tensors: Sequence[TensorSource], *, wrote: Callable[[
         for tensor in ordered:
             array = tensor.produce()
             assert array.shape == tensor.shape, f"{tensor.name}: {array.shape} is not {tensor.shape}"
-            assert array.dtype == NUMPY_DTYPES[tensor.dtype], f"{tensor.name}: {array.dtype} is not {tensor.dtype}"
+            assert array.dtype == ARRAY_DTYPES[tensor.dtype], f"{tensor.name}: {array.dtype} is not {tensor.dtype}"
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             del array
             if tensor.done is not None:
@@ -103,6 +104,11 @@ def write_shards(
         weight_map |= {tensor.name: name for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _rank(tensor: TensorSource) -> int:
+    """Tensors of one rank keep their order: the two halves of a quantized matrix, which is made once, stay together."""
+    return 0 if tensor.num_bytes % ALIGNMENT == 0 else 128 - DTYPE_BITS[tensor.dtype]
 
 
 def _split(tensors: Sequence[TensorSource], shard_bytes: int) -> list[list[TensorSource]]:

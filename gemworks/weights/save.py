@@ -13,6 +13,7 @@ from gemworks.weights.checkpoint import GenerationDefaults
 from gemworks.weights.config_json import json_from_text_config
 from gemworks.weights.generation_json import json_from_generation_defaults
 from gemworks.weights.names import expected_shapes, hf_from_ours
+from gemworks.weights.quantized import QuantSource, json_from_formats, pair_sources
 from gemworks.weights.safetensors_write import SHARD_BYTES, Progress, TensorSource, total_bytes, write_shards
 
 # The names of our dtypes in config.json.
@@ -36,7 +37,7 @@ class Source(NamedTuple):
 def save_hf(
     out: Path,
     config: TextConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Source | QuantSource],
     *,
     generation: GenerationDefaults | None = None,
     beside: Callable[[Path], None] | None = None,
@@ -45,7 +46,7 @@ def save_hf(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `sources` (our name -> Source, exactly the tensors of `config`) as the directory `out`, in layout C.
+    """Write `sources` (our name -> source, exactly the tensors of `config`) as the directory `out`, in layout C.
 
     Tensors are produced, written and dropped one by one. `beside` may write more files, of about `beside_bytes`, into
     the directory it is given. Raises ConfigError if `out` exists and `force` is off, StorageError if the disk is full
@@ -53,12 +54,18 @@ def save_hf(
     """
     shapes = expected_shapes(config)
     assert sources.keys() == shapes.keys(), f"not the tensors of the config: {sorted(sources.keys() ^ shapes.keys())}"
-    tensors = [
-        TensorSource(hf_from_ours(name), sources[name].dtype, shape, sources[name].produce, sources[name].done)
-        for name, shape in shapes.items()
-    ]
+    tensors, formats = [], {}
+    for name, shape in shapes.items():
+        source, published = sources[name], hf_from_ours(name)
+        if isinstance(source, QuantSource):
+            tensors += pair_sources(published, shape, source)
+            formats[published] = source.format
+        else:
+            tensors.append(TensorSource(published, source.dtype, shape, source.produce, source.done))
     generation = generation or GenerationDefaults()
-    data = json_from_text_config(config, dtype=CONFIG_DTYPES[sources["embed.weight"].dtype])
+    embed = sources["embed.weight"]
+    dtype = "BF16" if isinstance(embed, QuantSource) else embed.dtype
+    data = json_from_text_config(config, dtype=CONFIG_DTYPES[dtype]) | json_from_formats(formats)
     written = json_from_generation_defaults(generation)
     data |= {key: written[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     needed = total_bytes(tensors) + _BYTES_PER_TENSOR * len(tensors) + _CONFIG_BYTES + beside_bytes

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes.tiny_standin.corpus import held_texts
 
 from gemworks.model.gemma3 import full_batch
 from gemworks.ops import select
@@ -13,6 +12,7 @@ from gemworks.tokenizer.tokenizer import Tokenizer
 from gemworks.weights import hub
 from gemworks.weights.checkpoint import open_checkpoint
 from gemworks.weights.load import load_model
+from recipes.tiny_standin.corpus import held_texts
 
 if "cpu" not in select.available():
     pytest.skip("no CPU kernels here: see gemworks doctor", allow_module_level=True)

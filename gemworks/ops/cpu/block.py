@@ -15,21 +15,23 @@ def qkv(
     x_TD, gain_D, q: Weight, k: Weight, v: Weight, q_gain_H, k_gain_H, cos_TJ, sin_TJ, *, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (q_TNH, k_TKH, v_TKH) of the normed rows."""
-    weights, H = (q, k, v), q_gain_H.shape[0]
-    if not _all_packed(weights) or H % 32:
+    weights, H = _packed(q, k, v), q_gain_H.shape[0]
+    if weights is None or H % 32:
         return xla_block.qkv(x_TD, gain_D, q, k, v, q_gain_H, k_gain_H, cos_TJ, sin_TJ, eps=eps, product=linear)
     T = x_TD.shape[0]
     out = tuple(jax.ShapeDtypeStruct((T, w.shape[0] // H, H), jnp.float32) for w in weights)
     operands = (x_TD, gain_D, *(w.data for w in weights), q_gain_H, k_gain_H, cos_TJ, sin_TJ)
-    return jax.ffi.ffi_call("gemworks_qkv", out)(*operands, matrices=matrices(*weights), eps=np.float32(eps))
+    call = jax.ffi.ffi_call("gemworks_qkv", out)
+    q_TNH, k_TKH, v_TKH = call(*operands, matrices=matrices(*weights), eps=np.float32(eps))
+    return q_TNH, k_TKH, v_TKH
 
 
 def block_tail(
     x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o: Weight, gate: Weight, up: Weight, down: Weight, *, eps
 ) -> jax.Array:
     """Return x_TD after the attention's output projection and the feed-forward branch."""
-    weights = (o, gate, up, down)
-    if not _all_packed(weights):
+    weights = _packed(o, gate, up, down)
+    if weights is None:
         return xla_block.block_tail(
             x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o, gate, up, down, eps=eps, product=linear
         )
@@ -38,5 +40,7 @@ def block_tail(
     return call(*operands, matrices=matrices(*weights), eps=np.float32(eps))
 
 
-def _all_packed(weights) -> bool:
-    return all(isinstance(w, PackedWeight) and fits(w) and w.shape[0] % 32 == 0 for w in weights)
+def _packed(*weights: Weight) -> list[PackedWeight] | None:
+    """Return the weights where the kernels take all of them, else None."""
+    taken = [w for w in weights if isinstance(w, PackedWeight) and fits(w) and w.shape[0] % 32 == 0]
+    return taken if len(taken) == len(weights) else None

@@ -33,7 +33,10 @@ def why_unavailable() -> str | None:
     if library is None:
         return native.why_missing()
     if not hasattr(library.handle, "gemworks_configure"):
-        return f"{library.path} was built without kernels ({library.compiler})"
+        return (
+            f"{library.path} was built without them: its build found no XLA headers (package jaxlib), or a compiler or "
+            f"processor they are not written for ({library.compiler})"
+        )
     if _release(version("jaxlib")) < _release(library.jaxlib):
         return f"they were built for jaxlib {library.jaxlib} or newer and this is {version('jaxlib')}; install again"
     if jax.default_backend() != "cpu":

@@ -48,7 +48,10 @@ def head_top(
         jax.ShapeDtypeStruct((T,), jnp.float32),
     )
     call = jax.ffi.ffi_call("gemworks_head_top", out)
-    return call(_f32(h_TD), weight_VD.data, matrices=matrices(weight_VD), vocab=vocab, with_total=with_total)
+    values_TQ, ids_TQ, log_total_T = call(
+        _f32(h_TD), weight_VD.data, matrices=matrices(weight_VD), vocab=vocab, with_total=with_total
+    )
+    return values_TQ, ids_TQ, log_total_T
 
 
 def _is_row_major(weight: Weight) -> bool:

@@ -11,7 +11,9 @@ import pytest
 import tokenizers
 
 from gemworks.tokenizer import Tokenizer, is_gemma_template, render_chat
+from gemworks.tokenizer.table import VocabularyTable
 from gemworks.tokenizer.vocabulary import Vocabulary, merges_of
+from gemworks.weights import tokenizer_cache
 
 NUM_TEXTS = 20_000
 CONTROLS = [
@@ -222,3 +224,44 @@ def test_saved_from_a_gguf_vocabulary_it_is_the_published_file(official, officia
 def test_the_published_template_is_gemmas(official):
     pytest.importorskip("jinja2")
     assert is_gemma_template(json.loads((official / "tokenizer_config.json").read_text())["chat_template"])
+
+
+@pytest.fixture(scope="module")
+def engine(official):
+    return Tokenizer.load(official)
+
+
+@pytest.fixture(scope="module")
+def table(engine):
+    return VocabularyTable(engine.to_table())
+
+
+def test_the_mapped_table_gives_the_published_ids(table, texts, expected):
+    for text, literal in zip(texts, expected[1], strict=True):
+        assert table.encode(text) == literal, repr(text)
+
+
+def test_the_mapped_table_splits_long_texts_alike(table, engine, repo_root):
+    for path in [*repo_root.glob("docs/*.md"), *repo_root.glob("gemworks/*/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert table.encode(text) == engine.encode(text), path
+
+
+def test_the_mapped_table_knows_every_name_and_id(table, engine):
+    assert list(table.names) == engine._names
+    assert all(table.id_of(engine._names[i]) == i for i in range(0, engine.size, 13))
+
+
+def test_the_second_load_maps_the_table(official, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMWORKS_CACHE", str(tmp_path))
+    source = official / "tokenizer.json"
+    assert tokenizer_cache._from_table(source, lambda: pytest.fail("parsed")) is None
+    tokenizer_cache._kept(source, engine)
+    mapped = tokenizer_cache._from_table(source, lambda: pytest.fail("parsed"))
+    question = [{"role": "user", "content": "Why <start_of_turn> is\n\nthe sky blue?  "}]
+    assert mapped is not None and render_chat(mapped, question) == render_chat(engine, question)
+    [path] = (tmp_path / "tokenizers").iterdir()
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    path.write_bytes(damaged)
+    assert tokenizer_cache._from_table(source, lambda: pytest.fail("parsed")) is None

@@ -10,24 +10,50 @@ COMMANDS = {
         "flags": {
             "--system", "--image", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop",
             "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--raw", "--context", "--dtype",
-            "--quant", "--adapter", "--verbose", "--json",
+            "--quant", "--embed", "--kv", "--adapter", "--verbose", "--json",
         },
     },
     "pull": {"arguments": ["model"], "flags": {"--endpoint", "--json"}},
     "list": {"arguments": [], "flags": {"--json"}},
     "show": {"arguments": ["model"], "flags": {"--modelfile", "--json"}},
-    "rm": {"arguments": ["models..."], "flags": {"--yes", "-y", "--json"}},
+    "rm": {"arguments": ["models..."], "flags": {"--packed", "--yes", "-y", "--json"}},
     "create": {"arguments": ["name"], "flags": {"--file", "-f", "--json"}},
     "convert": {"arguments": ["source", "out"], "flags": {"--outtype", "--dtype", "--pure", "--force", "--json"}},
-    "plan": {"arguments": ["model"], "flags": {"--context", "--format", "--json"}},
+    "quantize": {
+        "arguments": ["model"],
+        "flags": {
+            "--format", "--embed", "--out", "-o", "--method", "--calibration", "--text", "--set", "--plan", "--force",
+            "--json",
+        },
+    },
+    "plan": {"arguments": ["model"], "flags": {"--context", "--format", "--embed", "--json"}},
     "doctor": {"arguments": [], "flags": {"--json"}},
+    "bench cpu": {
+        "arguments": [],
+        "flags": {
+            "--models", "--rivals", "--what", "--repeats", "--threads", "--dir", "--tokenizer", "--openvino-python",
+            "--twin", "--no-twin", "--plot", "--json",
+        },
+    },
+    "bench make-random": {
+        "arguments": ["size"],
+        "flags": {"--out", "-o", "--tokenizer", "--gguf", "--seed", "--force", "--json"},
+    },
 }  # fmt: skip
 
 
-def test_commands_and_flags_are_these_and_no_others():
-    group = typer.main.get_command(app)
+def commands(group, prefix=""):
+    """Name -> command, those of groups as "group command"."""
     found = {}
     for name, command in group.commands.items():
+        is_group = hasattr(command, "commands")
+        found |= commands(command, f"{prefix}{name} ") if is_group else {prefix + name: command}
+    return found
+
+
+def test_commands_and_flags_are_these_and_no_others():
+    found = {}
+    for name, command in commands(typer.main.get_command(app)).items():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         found[name] = {
@@ -43,12 +69,12 @@ def test_the_top_level_has_only_the_version():
 
 
 def test_every_flag_and_argument_has_a_help_text():
-    group = typer.main.get_command(app)
+    found = commands(typer.main.get_command(app))
     missing = [
         f"{name} {parameter.name}"
-        for name, command in group.commands.items()
+        for name, command in found.items()
         for parameter in command.params
         if not parameter.help
     ]
     assert missing == []
-    assert [name for name, command in group.commands.items() if not command.help] == []
+    assert [name for name, command in found.items() if not command.help] == []

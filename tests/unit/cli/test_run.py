@@ -154,10 +154,6 @@ def test_a_created_models_context_is_what_is_loaded(run_command, model, tmp_path
     ("flags", "message"),
     [
         (["--image", "cat.png"], "--image: this release reads no images;"),
-        (
-            ["--quant", "int4"],
-            "--quant int4: this release computes in bfloat16 and float32 only.\nLeave it out; a quant",
-        ),
         (["--adapter", "lora"], "--adapter: this release loads no adapters. Merge the adapter into its model"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0."),
         (["--max-tokens", "0"], "max_tokens must be at least 1, got 0."),

@@ -160,7 +160,11 @@ def test_bad_request_is_refused_before_anything_runs(llm, call, message):
         ({"dtype": "int3"}, "dtype must be auto, bfloat16 or float32"),
         ({"context": 1}, "context must be between 2 and"),
         ({"context": 10**9}, "context must be between 2 and"),
-        ({"quant": "int4"}, 'quant="int4": this release computes in bfloat16 and float32 only'),
+        ({"quant": "int3"}, "quant must be one of int4-b32, int4, .* got .int3."),
+        ({"quant": "int4", "embed": "fp4"}, "embed must be one of int4-b32, .* got .fp4."),
+        ({"quant": "int4,attn"}, "PATTERN=FORMAT"),
+        ({"embed": "int8"}, "embed says how the embedding is quantized, and needs quant"),
+        ({"quant": "int4-b32", "dtype": "float32"}, "quant and dtype=float32 contradict each other"),
         ({"adapter": "x"}, "this release loads no adapters"),
     ],
 )

@@ -67,6 +67,14 @@ def test_kv_bytes_of_whole_layers():
         assert costs.kv_bytes(RELEASED[size], 131_072, windowed=False) == mib * 2**20
 
 
+@pytest.mark.parametrize("size", WINDOWED_MIB)
+def test_int8_kv_is_half_and_a_scale_of_4_bytes_for_each_head(size):
+    config = RELEASED[size]
+    half = costs.kv_bytes(config, 32_768) // 2
+    assert costs.kv_bytes(config, 32_768, kv="int8") == half + half * 4 // config.head_dim
+    assert costs.kv_bytes(config, 32_768, kv="float32") == 4 * half
+
+
 def test_weight_bytes_by_hand():
     """A model of one layer small enough to count: 2 x 64 x 32 + ... matrices, norms in bf16, blocks of 18 bytes."""
     config = TextConfig(

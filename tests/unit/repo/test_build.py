@@ -6,12 +6,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
+HEADERS = "jaxlib==0.10.0"  # the oldest jax that pyproject.toml allows
 
 
 def configure(build: Path, **environment: str) -> dict[str, str]:
@@ -49,6 +51,7 @@ def test_no_compiler_is_not_an_error(tmp_path):
     report = configure(tmp_path / "build", PATH=str(empty))
     assert report == {
         "compiler": "",
+        "jaxlib": "",
         "why_missing": "no working C++ compiler was found when Gemworks was installed",
     }
 
@@ -64,6 +67,18 @@ def test_a_compiler_is_used_and_named(tmp_path):
     report = configure(tmp_path / "build")
     assert report["why_missing"] == ""
     assert report["compiler"].split()[0] in {"GNU", "Clang", "AppleClang"}
+
+
+def test_without_xlas_headers_the_library_is_built_without_kernels(tmp_path):
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler on this machine")
+    assert configure(tmp_path / "build")["jaxlib"] == ""
+
+
+def test_the_headers_are_those_of_the_oldest_jax_we_support():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [jax] = [text for text in project["project"]["dependencies"] if text.startswith("jax>")]
+    assert HEADERS == f"jaxlib=={jax.removeprefix('jax>=')}.0"
 
 
 @pytest.fixture
@@ -87,11 +102,11 @@ def backend(monkeypatch) -> types.SimpleNamespace:
 @pytest.mark.parametrize(
     ("compilers", "zig_can_be_had", "settings", "required"),
     [
-        ({"g++"}, True, None, ["ninja"]),
-        (set(), True, None, ["ninja", "ziglang"]),
+        ({"g++"}, True, None, ["ninja", HEADERS]),
+        (set(), True, None, ["ninja", HEADERS, "ziglang"]),
         (set(), False, None, ["ninja"]),
         (set(), True, {"cmake.define.GEMWORKS_NATIVE": "off"}, ["ninja"]),
-        (set(), True, {"cmake.define.GEMWORKS_NATIVE": "ON"}, ["ninja", "ziglang"]),
+        (set(), True, {"cmake.define.GEMWORKS_NATIVE": "ON"}, ["ninja", HEADERS, "ziglang"]),
     ],
 )
 def test_zig_is_required_only_where_it_is_needed(

@@ -61,6 +61,8 @@ def commands() -> dict[str, frozenset[str]]:
     from gemworks.cli.main import app
 
     verbs = getattr(typer.main.get_command(app), "commands")  # noqa: B009 - a group has them, its type does not say so
+    for group in [name for name, verb in verbs.items() if hasattr(verb, "commands")]:
+        verbs = verbs | {f"{group} {name}": verb for name, verb in verbs[group].commands.items()}
     return {
         name: frozenset(option for parameter in verb.params for option in (*parameter.opts, *parameter.secondary_opts))
         for name, verb in verbs.items()
@@ -92,6 +94,8 @@ def pipeline(line: str) -> list[list[str]]:
 
 def wrong_words(words: list[str]) -> list[str]:
     verb = words[0] if words else ""
+    if any(name.startswith(f"{verb} ") for name in commands()):
+        verb = " ".join(words[:2])
     if verb not in commands():
         return [f"gemworks {verb}"]
     options = commands()[verb] | {"--help", "-h"}
@@ -194,6 +198,8 @@ def test_a_broken_link_is_named(text, wrong):
         ("make walk", ["make walk"]),
         ("gemworks fly gemma3:1b", ["gemworks fly"]),
         ("gemworks convert IN OUT --sideways", ["gemworks convert --sideways"]),
+        ("gemworks bench cpu --models 1b --sideways", ["gemworks bench cpu --sideways"]),
+        ("gemworks bench moon", ["gemworks bench moon"]),
         ("cat a | gemworks convert - b --force  # --not-an-option", []),
     ],
 )

@@ -96,7 +96,7 @@ class Stub:
 
 @pytest.mark.parametrize(
     ("interface", "reason"),
-    [(0, "it has interface 0 and this version of Gemworks needs 1"), (None, "it is not Gemworks' library")],
+    [(0, "it has interface 0 and this version of Gemworks needs 2"), (None, "it is not Gemworks' library")],
 )
 def test_a_library_of_another_version_is_refused(tmp_path, monkeypatch, interface, reason):
     monkeypatch.setattr(ctypes, "CDLL", lambda path: Stub(interface))
