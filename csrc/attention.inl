@@ -106,7 +106,7 @@ inline void Join(float* pieces, int64_t num_pieces, int64_t queries, int64_t H, 
     weight[p] = p < num_pieces ? PartialAt(pieces + p * size, queries).best[i] : kMasked;
     best = weight[p] > best ? weight[p] : best;
   }
-  for (int64_t p = 0; p < kPieces; p += kLanes) Store(weight + p, ExpDown(Sub(Load(weight + p), Set(best))));
+  for (int64_t p = 0; p < kPieces; p += kLanes) Store(weight + p, Exp(Sub(Load(weight + p), Set(best))));
   for (int64_t p = 0; p < num_pieces; ++p) total += weight[p] * PartialAt(pieces + p * size, queries).total[i];
   const Floats inverse = Set(1.0f / total);
   for (int64_t h = 0; h < H; h += kLanes) {

@@ -90,12 +90,12 @@ inline float DecodeSoftmax(float* scores, int64_t size, float* best, float* tota
   const float new_best = Largest(most);
   Floats sum = Zero();
   for (int64_t s = 0; s < size; s += kLanes) {
-    const Floats weight = ExpDown(Sub(Load(scores + s), Set(new_best)));
+    const Floats weight = Exp(Sub(Load(scores + s), Set(new_best)));
     Store(scores + s, weight);
     sum = Add(sum, weight);
   }
   alignas(64) float shrink[kLanes];
-  Store(shrink, ExpDown(Set(*best - new_best)));
+  Store(shrink, Exp(Set(*best - new_best)));
   *total = *total * shrink[0] + Sum(sum);
   *best = new_best;
   return shrink[0];

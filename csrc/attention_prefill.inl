@@ -131,11 +131,11 @@ inline void UpdateSoftmax(const QueryTile& tile, int64_t begin, int64_t end, flo
     Floats best = before, sum = Zero();
     for (int64_t s = begin; s < end; ++s) best = Max(best, Load(scores + s * kTileQueries));
     for (int64_t s = begin; s < end; ++s) {
-      const Floats weight = ExpDown(Sub(Load(scores + s * kTileQueries), best));
+      const Floats weight = Exp(Sub(Load(scores + s * kTileQueries), best));
       Store(scores + s * kTileQueries, weight);
       sum = Add(sum, weight);
     }
-    const Floats by = ExpDown(Sub(before, best));
+    const Floats by = Exp(Sub(before, best));
     Store(shrink + n, by);
     Store(tile.best + n, best);
     Store(tile.total + n, MulAdd(Load(tile.total + n), by, sum));

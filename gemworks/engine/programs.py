@@ -121,12 +121,13 @@ def _load(name: str) -> Callable | None:
     """The program of that name, or None where it is not there or not whole."""
     from jax.experimental import serialize_executable
 
+    path = _folder() / (name + _SUFFIX)
     try:
-        path = _folder() / (name + _SUFFIX)
         data = path.read_bytes()
-        os.utime(path)  # when it was last used
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # when it was last used; another user's cache can be read all the same
+        os.utime(path)
     content = data[_DIGEST_BYTES:]
     if _digest(content) != data[:_DIGEST_BYTES]:
         return None
@@ -146,9 +147,10 @@ def _save(name: str, program: Any) -> None:
         return
     with contextlib.suppress(OSError, GemworksError):  # a full disk: compiled again at the next start
         _write(_folder() / (name + _SUFFIX), _digest(content) + content)
-        kept = sorted(_folder().glob("*" + _SUFFIX), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in kept[_KEPT:]:
-            path.unlink(missing_ok=True)
+        for suffix in (_SUFFIX, _USED_SUFFIX):
+            kept = sorted(_folder().glob("*" + suffix), key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in kept[_KEPT:]:
+                path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:
