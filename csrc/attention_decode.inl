@@ -199,19 +199,19 @@ inline void AttendColumn(const AttentionArguments& call, Pool& pool) {
   thread_local Scratch shared;
   float* partials = shared.Get(items * size);
   Countdowns left(call.rows * K, [&](int64_t i) { return rows[i / K].pieces; });
-  Tickets to_attend;
+  Phase attend(items);
   pool.Run([&](int) {
     thread_local Scratch own;
     float* scratch = own.Get(G * (H + kKeyBlock));
     int64_t r = 0;
-    for (int64_t item = to_attend.Draw(); item < items; item = to_attend.Draw()) {
+    attend.Share([&](int64_t item) {
       while (item >= rows[r].first_item + rows[r].pieces * K) ++r;
       const int64_t j = (item - rows[r].first_item) / rows[r].pieces;
       const int64_t first = rows[r].first_item + j * rows[r].pieces;
       DecodePiece<kType>(call, rows[r], r, j, item - first, scratch, PartialAt(partials + item * size, G));
-      if (!left.IsLast(r * K + j)) continue;
+      if (!left.IsLast(r * K + j)) return;
       for (int64_t g = 0; g < G; ++g)
         Join(partials + first * size, rows[r].pieces, G, H, g, call.out + r * call.out_stride + (j * G + g) * H);
-    }
+    });
   });
 }

@@ -312,7 +312,7 @@ inline void AttendChunk(const AttentionArguments& call, Pool& pool) {
   thread_local Scratch shared;
   float* partials = plan.pieces > 1 ? shared.Get(plan.groups * plan.pieces * size) : nullptr;
   Countdowns left(plan.groups, [&](int64_t) { return plan.pieces; });
-  Tickets to_store, to_attend;
+  Phase store(ChunkItems(call)), attend(plan.groups * plan.pieces);
   const auto finish = [&](int64_t group, const PrefillItem& item) {
     float* first = partials + group * plan.pieces * size;
     ForQueries(call, item, [&](const Query& query, int64_t h) {
@@ -322,28 +322,22 @@ inline void AttendChunk(const AttentionArguments& call, Pool& pool) {
     });
   };
   pool.Run([&](int) {
-    if (!call.kv.is_ring) {
-      StoreChunk(call, to_store);
-      pool.Barrier();
-    }
+    if (!call.kv.is_ring) StoreChunk(call, store);
     thread_local Scratch own;
     PrefillScratch mine(own.Get(PrefillScratch::Size(H)), H);
-    for (int64_t i = to_attend.Draw(); i < plan.groups * plan.pieces; i = to_attend.Draw()) {
+    attend.Share([&](int64_t i) {
       const int64_t group = i / plan.pieces, piece = i % plan.pieces;
       const PrefillItem item = plan.At(call, group, piece);
-      if (item.Queries() == 0) continue;
+      if (item.Queries() == 0) return;
       AttendItem<kType>(call, item, mine);
       if (plan.pieces == 1) {
         WriteOut(call, item, mine);
-        continue;
+        return;
       }
       // Pieces of a group with fewer queries than `size` allows lie closer together.
       WritePartial(call, item, mine, partials + group * plan.pieces * size + piece * PartialSize(item.Queries(), H));
       if (left.IsLast(group)) finish(group, item);
-    }
-    if (call.kv.is_ring) {
-      pool.Barrier();
-      StoreChunk(call, to_store);
-    }
+    });
+    if (call.kv.is_ring) StoreChunk(call, store);
   });
 }

@@ -60,18 +60,22 @@ inline void StoreHead(const AttentionArguments& call, int64_t r, int64_t c, int6
   WriteHead(kv.type, kv.v, kv.v_scale, at, call.v + token * call.v_stride + from, call.head_dim);
 }
 
-// Stores the chunk; every thread calls it. 16 columns a ticket. Of a chunk longer than a ring only the last `slots`
-// tokens survive.
-inline void StoreChunk(const AttentionArguments& call, Tickets& tickets) {
-  constexpr int64_t kColumns = 16;
-  const int64_t per_row = (call.columns + kColumns - 1) / kColumns;
-  for (int64_t i = tickets.Draw(); i < call.rows * per_row; i = tickets.Draw()) {
-    const int64_t r = i / per_row, at = i % per_row * kColumns;
+constexpr int64_t kStoreColumns = 16;  // of an item
+
+inline int64_t ChunkItems(const AttentionArguments& call) {
+  return call.rows * ((call.columns + kStoreColumns - 1) / kStoreColumns);
+}
+
+// Stores the chunk in a phase of ChunkItems. Of a chunk longer than a ring only the last `slots` tokens survive.
+inline void StoreChunk(const AttentionArguments& call, Phase& phase) {
+  const int64_t per_row = (call.columns + kStoreColumns - 1) / kStoreColumns;
+  phase.Share([&](int64_t i) {
+    const int64_t r = i / per_row, at = i % per_row * kStoreColumns;
     const int64_t first = call.kv.is_ring ? std::max(at, call.count[r] - call.kv.slots) : at;
-    const int64_t end = std::min<int64_t>(at + kColumns, call.count[r]);
+    const int64_t end = std::min<int64_t>(at + kStoreColumns, call.count[r]);
     for (int64_t c = first; c < end; ++c)
       for (int64_t j = 0; j < call.kv_heads; ++j) StoreHead(call, r, c, j);
-  }
+  });
 }
 
 // Zeroes what no query computed: columns past the row's count.

@@ -1,6 +1,6 @@
 // A layer around its attention, in two kernels: before it (norm, q, k, v, QK-norm, RoPE) and after it (o, residual,
-// feed-forward, residual). Between the phases of a kernel the threads meet at a barrier: about 0.2 us each, against
-// 4 us for every operation of a compiled step that they replace.
+// feed-forward, residual). A phase costs well under a microsecond to share
+// out, against 4 us for every operation of a compiled step that it replaces.
 //
 //     qkv    rows: norm, quantize | panels: q, k, v              | heads: norm, turn
 //     tail   rows: quantize attn  | panels: o                    | rows: residual, norm, quantize
@@ -8,12 +8,6 @@
 //
 // The feed-forward activations exist in int8 only, a block of 32 at a time: two panels of gate and two of up give 32
 // neighbouring outputs for a few tokens, which are multiplied and quantized in cache. Ceilings: see linear.inl.
-
-// Draws tickets for items 0 .. count - 1 and calls body(item).
-template <typename Body>
-inline void Share(Tickets& tickets, int64_t count, Body&& body) {
-  for (int64_t i = tickets.Draw(); i < count; i = tickets.Draw()) body(i);
-}
 
 // Norms a head in place and turns its pairs (i, i + H / 2); H a multiple of 32.
 inline void NormAndTurn(float* head, int64_t H, const float* gain, const float* cos, const float* sin, float eps) {
@@ -34,13 +28,12 @@ void Qkv(const QkvArguments& g, Pool& pool, uint8_t* workspace) {
   for (const Matrix* m : {&g.q_weight, &g.k_weight, &g.v_weight}) wanted.Add(m->format);
   const Product products[] = {{&a, g.q_weight, g.q}, {&a, g.k_weight, g.k}, {&a, g.v_weight, g.v}};
   const int64_t H = g.head_dim, J = H / 2, N = g.q_weight.rows / H, K = g.k_weight.rows / H;
-  Tickets tickets[3];
+  const Products multiply(products, 3, pool.size());
+  Phase rows(a.rows), panels(multiply.cut.items()), heads(a.rows);
   pool.Run([&](int) {
-    Share(tickets[0], a.rows, [&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, g.gain, g.eps, wanted); });
-    pool.Barrier();
-    Multiply(tickets[1], products, 3, pool.size());
-    pool.Barrier();
-    Share(tickets[2], a.rows, [&](int64_t t) {
+    rows.Share([&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, g.gain, g.eps, wanted); });
+    panels.Share(multiply);
+    heads.Share([&](int64_t t) {
       for (int64_t n = 0; n < N; ++n) NormAndTurn(g.q + (t * N + n) * H, H, g.q_gain, g.cos + t * J, g.sin + t * J, g.eps);
       for (int64_t k = 0; k < K; ++k) NormAndTurn(g.k + (t * K + k) * H, H, g.k_gain, g.cos + t * J, g.sin + t * J, g.eps);
     });
@@ -49,21 +42,35 @@ void Qkv(const QkvArguments& g, Pool& pool, uint8_t* workspace) {
 
 int64_t QkvWorkspace(const QkvArguments& g) { return Activations::Bytes(g.tokens, g.q_weight.cols); }
 
-// Hidden columns 32 * pair .. + 31 of every token: gelu(gate) * up, ready for `down`.
-inline void GateUpPair(const Activations& x, const Matrix& gate, const Matrix& up, int64_t pair, const Activations& hidden,
-                       Wanted wanted) {
-  alignas(64) float g[kTileTokens * kBlock], u[kTileTokens * kBlock];
-  for (int64_t t = 0; t < x.rows; t += kTileTokens) {
-    const int64_t count = std::min<int64_t>(kTileTokens, x.rows - t);
-    MultiplyPanels(x, gate, 2 * pair, 2, t, count, g, kBlock);
-    MultiplyPanels(x, up, 2 * pair, 2, t, count, u, kBlock);
-    for (int64_t i = 0; i < count; ++i) {
-      const Floats low = Mul(GeluTanh(Load(g + i * kBlock)), Load(u + i * kBlock));
-      const Floats high = Mul(GeluTanh(Load(g + i * kBlock + kLanes)), Load(u + i * kBlock + kLanes));
-      if (wanted.codes) QuantizeBlock(hidden, t + i, pair, low, high);
-      if (wanted.floats) {
-        Store(hidden.x + (t + i) * hidden.padded + pair * kBlock, low);
-        Store(hidden.x + (t + i) * hidden.padded + pair * kBlock + kLanes, high);
+// gelu(gate) * up of 32 columns of one token, ready for `down`.
+inline void StoreHidden(const float* gate, const float* up, const Activations& hidden, int64_t t, int64_t pair,
+                        Wanted wanted) {
+  const Floats low = Mul(GeluTanh(Load(gate)), Load(up));
+  const Floats high = Mul(GeluTanh(Load(gate + kLanes)), Load(up + kLanes));
+  if (wanted.codes) QuantizeBlock(hidden, t, pair, low, high);
+  if (wanted.floats) {
+    Store(hidden.x + t * hidden.padded + pair * kBlock, low);
+    Store(hidden.x + t * hidden.padded + pair * kBlock + kLanes, high);
+  }
+}
+
+// Hidden columns 32 * begin .. 32 * end - 1 of every token. For few tokens some pairs of gate are multiplied before those
+// of up: longer streams from memory.
+inline void GateUpPairs(const Activations& x, const Matrix& gate, const Matrix& up, int64_t begin, int64_t end,
+                        const Activations& hidden, Wanted wanted) {
+  constexpr int64_t kPairs = 8;
+  alignas(64) float g[kPairs][kTileTokens * kBlock], u[kPairs][kTileTokens * kBlock];
+  const int64_t at_once = x.rows <= kFewTokens ? kPairs : 1;
+  for (int64_t first = begin; first < end; first += at_once) {
+    const int64_t pairs = std::min(at_once, end - first);
+    for (int64_t t = 0; t < x.rows; t += kTileTokens) {
+      const int64_t count = std::min<int64_t>(kTileTokens, x.rows - t);
+      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, gate, 2 * (first + i), 2, t, count, g[i], kBlock);
+      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, up, 2 * (first + i), 2, t, count, u[i], kBlock);
+      for (int64_t i = 0; i < pairs; ++i) {
+        for (int64_t n = 0; n < count; ++n) {
+          StoreHidden(g[i] + n * kBlock, u[i] + n * kBlock, hidden, t + n, first + i, wanted);
+        }
       }
     }
   }
@@ -92,28 +99,23 @@ void Tail(const TailArguments& g, Pool& pool, uint8_t* workspace) {
   for_gate.Add(g.up.format);
   for_down.Add(g.down.format);
   const Product o{&attn, g.o, y}, down{&hidden, g.down, y};
-  const int64_t pairs = F / kBlock, step = PairsATicket(pairs, pool.size());
-  Tickets tickets[6];
+  const Products multiply_o(&o, 1, pool.size()), multiply_down(&down, 1, pool.size());
+  const Cut cut(F / kBlock, pool.size());
+  Phase attn_rows(T), o_panels(multiply_o.cut.items()), rows(T), hidden_pairs(cut.items());
+  Phase down_panels(multiply_down.cut.items()), last_rows(T);
   pool.Run([&](int) {
-    Share(tickets[0], T, [&](int64_t t) { PrepareRow(attn, t, g.attn + t * E, nullptr, g.eps, for_o); });
-    pool.Barrier();
-    Multiply(tickets[1], &o, 1, pool.size());
-    pool.Barrier();
-    Share(tickets[2], T, [&](int64_t t) {
+    attn_rows.Share([&](int64_t t) { PrepareRow(attn, t, g.attn + t * E, nullptr, g.eps, for_o); });
+    o_panels.Share(multiply_o);
+    rows.Share([&](int64_t t) {
       AddNormed(g.out + t * D, g.x + t * D, y + t * D, g.attn_gain, D, g.eps);
       PrepareRow(normed, t, g.out + t * D, g.ffw_gain, g.eps, for_gate);
       ClearPadding(hidden, t, for_down);
     });
-    pool.Barrier();
-    Share(tickets[3], (pairs + step - 1) / step, [&](int64_t ticket) {
-      for (int64_t pair = ticket * step; pair < std::min(pairs, (ticket + 1) * step); ++pair) {
-        GateUpPair(normed, g.gate, g.up, pair, hidden, for_down);
-      }
+    hidden_pairs.Share([&](int64_t item) {
+      GateUpPairs(normed, g.gate, g.up, cut.begin(item), cut.end(item), hidden, for_down);
     });
-    pool.Barrier();
-    Multiply(tickets[4], &down, 1, pool.size());
-    pool.Barrier();
-    Share(tickets[5], T, [&](int64_t t) {
+    down_panels.Share(multiply_down);
+    last_rows.Share([&](int64_t t) {
       AddNormed(g.out + t * D, g.out + t * D, y + t * D, g.ffw_post_gain, D, g.eps);
     });
   });

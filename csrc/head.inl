@@ -111,15 +111,13 @@ void Head(const HeadArguments& g, Pool& pool, uint8_t* workspace) {
   ChunkTotal* totals = reinterpret_cast<ChunkTotal*>(workspace);
   Wanted wanted;
   wanted.Add(g.weight.format);
-  Tickets tickets[3];
+  Phase rows(g.tokens), chunks(HeadChunks(g)), merges(g.tokens);
   pool.Run([&](int thread) {
-    Share(tickets[0], g.tokens, [&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, nullptr, 0, wanted); });
-    pool.Barrier();
-    Share(tickets[1], HeadChunks(g), [&](int64_t chunk) {
+    rows.Share([&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, nullptr, 0, wanted); });
+    chunks.Share([&](int64_t chunk) {
       HeadChunk(g, a, chunk, heaps + thread * g.tokens * g.top, sizes + thread * g.tokens, totals);
     });
-    pool.Barrier();
-    Share(tickets[2], g.tokens, [&](int64_t t) {
+    merges.Share([&](int64_t t) {
       HeadMerge(g, t, threads, heaps, sizes, totals, merged + t * threads * g.top);
     });
   });
@@ -184,9 +182,9 @@ inline void UnpackRow(const Matrix& m, int64_t r, float scale, float* out) {
 }
 
 void Embed(const EmbedArguments& g, Pool& pool) {
-  Tickets tickets;
+  Phase rows(g.tokens);
   pool.Run([&](int) {
-    Share(tickets, g.tokens, [&](int64_t t) {
+    rows.Share([&](int64_t t) {
       const int64_t id = std::max<int64_t>(0, std::min<int64_t>(g.ids[t], g.weight.rows - 1));
       UnpackRow(g.weight, id, g.scale, g.out + t * g.weight.cols);
     });

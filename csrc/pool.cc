@@ -12,11 +12,11 @@
 namespace gemworks {
 namespace {
 
-// Waiting turns before a worker sleeps: about 0.2 ms, longer than the host needs between two steps of a decode loop
-// and short enough that an idle process takes no CPU.
+// Waiting turns before a worker sleeps: a millisecond or less, longer than the host needs between two steps of a decode
+// loop and short enough that an idle process takes no CPU.
 constexpr int kSpins = 8000;
-// Turns at a barrier before the thread gives its core away: with more threads than cores nobody else would arrive.
-constexpr int kBarrierSpins = 20000;
+// Turns between two offers of the core to other threads.
+constexpr int kYield = 64;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -24,6 +24,12 @@ inline void Pause() {
 #elif defined(__aarch64__)
   asm volatile("isb");
 #endif
+}
+
+// One turn of waiting, the n-th.
+inline void Spin(int n) {
+  if (n % kYield == kYield - 1) std::this_thread::yield();
+  else Pause();
 }
 
 std::mutex g_mutex;
@@ -37,12 +43,11 @@ struct Pool::State {
   std::mutex run;  // one body at a time
 
   alignas(64) std::atomic<uint64_t> generation{0};  // counts bodies; a worker waits for it to change
-  alignas(64) std::atomic<int> unfinished{0};
-  alignas(64) std::atomic<int> arrived{0};
-  alignas(64) std::atomic<uint64_t> phase{0};
+  alignas(64) std::atomic<bool> open{false};        // whether a worker may still join the body
+  alignas(64) std::atomic<int> inside{0};           // workers that have joined or are about to find it closed
   void (*body)(void*, int) = nullptr;
   void* argument = nullptr;
-  bool stop = false;
+  std::atomic<bool> stop{false};
 
   std::mutex mutex;
   std::condition_variable wake;
@@ -74,7 +79,7 @@ Pool::Pool(int size) : size_(size), state_(new State) {
 Pool::~Pool() {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->stop = true;
+    state_->stop.store(true);
     state_->generation.fetch_add(1);
   }
   state_->wake.notify_all();
@@ -88,50 +93,43 @@ void Pool::RunErased(void (*body)(void*, int), void* argument) {
   if (size_ == 1) return body(argument, 0);
   s.body = body;
   s.argument = argument;
-  s.unfinished.store(size_ - 1, std::memory_order_relaxed);
-  s.generation.fetch_add(1);  // sequentially consistent, as `asleep` is: one of the two sides sees the other
+  // Sequentially consistent, as `asleep` and `inside` are: of two sides that each write and then look, one sees the other.
+  s.open.store(true);
+  s.generation.fetch_add(1);
   if (s.asleep.load() > 0) {
     std::lock_guard<std::mutex> lock(s.mutex);
     s.wake.notify_all();
   }
   body(argument, 0);
-  for (int spins = 0; s.unfinished.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < kBarrierSpins) Pause();
-    else std::this_thread::yield();
-  }
+  s.open.store(false);
+  for (int n = 0; s.inside.load() != 0; ++n) Spin(n);
 }
 
 void Pool::Work(int thread) {
   State& s = *state_;
   uint64_t seen = 0;
   for (;;) {
-    for (int spins = 0; s.generation.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) Pause();
+    for (int n = 0; s.generation.load(std::memory_order_acquire) == seen && n < kSpins; ++n) Spin(n);
     if (s.generation.load(std::memory_order_acquire) == seen) {
       std::unique_lock<std::mutex> lock(s.mutex);
       s.asleep.fetch_add(1);
       s.wake.wait(lock, [&] { return s.generation.load() != seen; });
       s.asleep.fetch_sub(1);
     }
-    // Bodies are one at a time and wait for every worker, so a worker never misses one.
-    ++seen;
-    if (s.stop) return;
-    s.body(s.argument, thread);
-    s.unfinished.fetch_sub(1, std::memory_order_release);
+    if (s.stop.load()) return;
+    // Once inside with the door open, the body stays: its caller waits until nobody is inside.
+    s.inside.fetch_add(1);
+    seen = s.generation.load();
+    if (s.open.load()) s.body(s.argument, thread);
+    s.inside.fetch_sub(1);
   }
 }
 
-void Pool::Barrier() {
-  if (size_ == 1) return;
-  State& s = *state_;
-  const uint64_t phase = s.phase.load(std::memory_order_relaxed);
-  if (s.arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-    s.arrived.store(0, std::memory_order_relaxed);
-    s.phase.store(phase + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; s.phase.load(std::memory_order_acquire) == phase; ++spins) {
-    if (spins < kBarrierSpins) Pause();
-    else std::this_thread::yield();
+void Phase::Await(int64_t mine) {
+  int64_t done = done_.fetch_add(mine, std::memory_order_acq_rel) + mine;
+  for (int n = 0; done != items_; ++n) {
+    Spin(n);
+    done = done_.load(std::memory_order_acquire);
   }
 }
 

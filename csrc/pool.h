@@ -1,13 +1,16 @@
 // One pool of threads for all kernels.
 //
-// A kernel is a body that every thread runs at once; inside it threads meet at barriers and share work by drawing
-// tickets, so that a thread which the system holds up does less and nothing waits for a fixed share. Which thread
-// computes what never changes a result: every number is computed whole by one of them.
+// A kernel is a body that the caller runs and every free thread of the pool joins. Its work is in phases: items that are
+// drawn one by one, and a phase is over when its items are done, not when every thread has come. So a thread that the
+// system holds up (another program, or a thread of XLA's on its core) does less and nobody waits for it, unless it holds
+// an item. Which thread computes what never changes a result: every number is computed whole by one of them.
 //
 // Between kernels the workers spin for a while (a decode step is a hundred kernels, microseconds apart) and then sleep.
-// Threads: as many as the affinity mask and the container's quota allow (gemworks/cli/machine.py counts them;
-// GEMWORKS_THREADS overrides); the caller's thread is one of them. XLA's own threads sleep meanwhile: a kernel is one
-// operation of a compiled step, and the step waits for it.
+// Whoever spins gives its core away every few turns: XLA runs a step's kernels from threads of its own, which would
+// otherwise wait for a core until the system notices. Measured on two cores, decode of 270M: 8 of 13 ms a token were
+// such waiting.
+// Threads: as many as the affinity mask and the container's quota allow (gemworks/machine.py counts them;
+// GEMWORKS_THREADS overrides); the caller's thread is one of them.
 #pragma once
 
 #include <atomic>
@@ -16,10 +19,28 @@
 
 namespace gemworks {
 
-// Hands out 0, 1, 2 ... once each to whoever asks. One for each phase of a kernel.
-struct alignas(64) Tickets {
-  std::atomic<int64_t> next{0};
-  __attribute__((always_inline)) int64_t Draw() { return next.fetch_add(1, std::memory_order_relaxed); }
+// The items of one phase: handed out once each, and counted when done.
+class Phase {
+ public:
+  explicit Phase(int64_t items) : items_(items) {}
+
+  // Calls body(item) for every item this thread draws, and returns when all items are done by whoever drew them; what
+  // was written for them is visible then. Every thread of a body calls it, in the same order for all phases.
+  template <typename Body>
+  __attribute__((always_inline)) void Share(Body&& body) {
+    int64_t mine = 0;
+    for (int64_t i = Draw(); i < items_; i = Draw(), ++mine) body(i);
+    Await(mine);
+  }
+
+ private:
+  __attribute__((always_inline)) int64_t Draw() { return next_.fetch_add(1, std::memory_order_relaxed); }
+  // Counts `mine` items as done and waits for the others.
+  void Await(int64_t mine);
+
+  const int64_t items_;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
 };
 
 class Pool {
@@ -32,16 +53,13 @@ class Pool {
 
   int size() const { return size_; }
 
-  // Calls body(thread) for thread = 0 .. size() - 1 and returns when all are done. Thread 0 is the caller. Calls from
-  // several threads wait for one another.
+  // Calls body(0) here and body(thread), thread = 1 .. size() - 1, on every worker that comes in time; returns when all
+  // that came have left. The body's work must be in phases. Calls from several threads wait for one another.
   template <typename Body>
   void Run(Body&& body) {
     RunErased([](void* b, int thread) { (*static_cast<std::remove_reference_t<Body>*>(b))(thread); },
               const_cast<void*>(static_cast<const void*>(&body)));
   }
-
-  // Inside a body: returns when every thread of the pool has called it as often. What was written before is visible.
-  void Barrier();
 
  private:
   explicit Pool(int size);

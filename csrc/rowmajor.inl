@@ -31,20 +31,19 @@ inline void Bf16Row(const uint16_t* row, const float* x, int64_t cols, float* y,
 
 void RowMajor(const RowMajorArguments& g, Pool& pool, uint8_t* workspace) {
   float* x = reinterpret_cast<float*>(workspace);  // rounded
-  constexpr int64_t kRowsATicket = 64;
-  Tickets tickets[2];
+  constexpr int64_t kRowsAnItem = 64;
+  Phase tokens(g.tokens), rows((g.rows + kRowsAnItem - 1) / kRowsAnItem);
   pool.Run([&](int) {
-    Share(tickets[0], g.tokens, [&](int64_t t) {
+    tokens.Share([&](int64_t t) {
       uint16_t half[kLanes];
       for (int64_t i = 0; i < g.cols; i += kLanes) {
         StoreBf16(half, Load(g.x + t * g.cols + i));
         Store(x + t * g.cols + i, LoadBf16(half));
       }
     });
-    pool.Barrier();
-    Share(tickets[1], (g.rows + kRowsATicket - 1) / kRowsATicket, [&](int64_t ticket) {
-      const int64_t end = std::min(g.rows, (ticket + 1) * kRowsATicket);
-      for (int64_t r = ticket * kRowsATicket; r < end; ++r) {
+    rows.Share([&](int64_t item) {
+      const int64_t end = std::min(g.rows, (item + 1) * kRowsAnItem);
+      for (int64_t r = item * kRowsAnItem; r < end; ++r) {
         const uint16_t* row = g.weight + r * g.cols;
         switch (g.tokens) {
           case 1: Bf16Row<1>(row, x, g.cols, g.y + r, g.rows); break;

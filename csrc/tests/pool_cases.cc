@@ -1,4 +1,4 @@
-// The thread pool: bodies, barriers, tickets, sleep, several callers, a fork.
+// The thread pool: bodies, phases, sleep, several callers, a fork.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -24,75 +25,79 @@
 namespace gemworks::test {
 namespace {
 
-// Every thread runs every body once, and what bodies write is seen by the next and by the caller. No atomics here:
-// ThreadSanitizer is to see that the pool orders these accesses.
+// The caller runs every body, no worker runs one twice, and what bodies write is seen by the next and by the caller. No
+// atomics here: ThreadSanitizer is to see that the pool orders these accesses.
 void TestBodies(int threads) {
   Pool& pool = Pool::Get();
   Case("pool of %d: bodies", threads);
   if (pool.size() != threads) Fail("size is %d", pool.size());
   std::vector<int64_t> runs(static_cast<size_t>(threads) * 16);
   for (int body = 0; body < 300; ++body) {
-    const int64_t before = runs[0];
-    pool.Run([&](int thread) {
-      if (thread == 0 ? runs[0] != before : runs[static_cast<size_t>(thread) * 16] != before) std::abort();
-      ++runs[static_cast<size_t>(thread) * 16];
-    });
-  }
-  for (int thread = 0; thread < threads; ++thread) {
-    if (runs[static_cast<size_t>(thread) * 16] != 300) Fail("thread %d ran %d of 300 bodies", thread, static_cast<int>(runs[static_cast<size_t>(thread) * 16]));
+    pool.Run([&](int thread) { ++runs[static_cast<size_t>(thread) * 16]; });
+    if (runs[0] != body + 1) Fail("the caller ran %d of %d bodies", static_cast<int>(runs[0]), body + 1);
+    for (int thread = 1; thread < threads; ++thread) {
+      if (runs[static_cast<size_t>(thread) * 16] > body + 1) Fail("thread %d ran a body twice", thread);
+    }
   }
 }
 
-// Between two barriers each thread reads what its neighbor wrote before the first.
-void TestBarriers(int threads) {
+// Every item of every phase is done once, and seen by whoever comes to the next phase.
+void TestPhases(int threads) {
   Pool& pool = Pool::Get();
-  Case("pool of %d: barriers", threads);
-  std::vector<int> written(static_cast<size_t>(threads));
+  Case("pool of %d: phases", threads);
+  constexpr int64_t kItems = 500;
+  constexpr int kPhases = 20;
   std::atomic<int> wrong{0};
   for (int body = 0; body < 5; ++body) {
-    pool.Run([&](int thread) {
-      for (int round = 0; round < 40; ++round) {
-        written[static_cast<size_t>(thread)] = round + 1;
-        pool.Barrier();
-        if (written[static_cast<size_t>((thread + 1) % threads)] != round + 1) ++wrong;
-        pool.Barrier();
+    std::vector<int> done(kItems);
+    std::vector<std::unique_ptr<Phase>> phases;
+    for (int phase = 0; phase < 2 * kPhases; ++phase) phases.push_back(std::make_unique<Phase>(phase % 2 ? threads : kItems));
+    pool.Run([&](int) {
+      for (int phase = 0; phase < kPhases; ++phase) {
+        phases[static_cast<size_t>(2 * phase)]->Share([&](int64_t i) { ++done[static_cast<size_t>(i)]; });
+        phases[static_cast<size_t>(2 * phase + 1)]->Share([&](int64_t) {
+          for (int d : done) wrong += d != phase + 1;
+        });
       }
     });
+    for (int d : done) wrong += d != kPhases;
   }
-  if (wrong != 0) Fail("%d times a thread did not see what was written before the barrier", wrong.load());
+  if (wrong != 0) Fail("%d items were not done once, or not seen", wrong.load());
 }
 
-// Each ticket is drawn once, and the items behind the tickets are seen after a barrier.
-void TestTickets(int threads) {
-  Pool& pool = Pool::Get();
-  Case("pool of %d: tickets", threads);
-  constexpr int64_t kItems = 5000;
-  std::vector<uint8_t> drawn(kItems);
-  std::vector<int64_t> seen(static_cast<size_t>(threads));
-  Tickets tickets;
-  pool.Run([&](int thread) {
-    for (int64_t i = tickets.Draw(); i < kItems; i = tickets.Draw()) ++drawn[static_cast<size_t>(i)];
-    pool.Barrier();
-    for (uint8_t d : drawn) seen[static_cast<size_t>(thread)] += d == 1;
-  });
-  for (int64_t s : seen) {
-    if (s != kItems) Fail("a thread saw %d of %d items drawn once", static_cast<int>(s), static_cast<int>(kItems));
-  }
+// A phase without items is over at once.
+void TestNoItems(int threads) {
+  Case("pool of %d: no items", threads);
+  Phase none(0);
+  int calls = 0;
+  Pool::Get().Run([&](int) { none.Share([&](int64_t) { ++calls; }); });
+  if (calls != 0) Fail("%d calls", calls);
 }
 
-// Bodies after pauses shorter and longer than the workers spin: none is lost while they fall asleep.
+// Bodies after pauses shorter and longer than the workers spin: the work of none is lost while they fall asleep, and
+// workers do come again.
 void TestSleep(int threads) {
   Pool& pool = Pool::Get();
   Case("pool of %d: sleep", threads);
   int total = 0;
+  std::atomic<int> came{0};
   Random random(1);
   for (int body = 0; body < 60; ++body) {
     std::this_thread::sleep_for(std::chrono::microseconds(random.Below(body % 10 == 0 ? 5000 : 400)));
     std::atomic<int> ran{0};
-    pool.Run([&](int) { ++ran; });
+    Phase items(threads);
+    pool.Run([&](int thread) {
+      items.Share([&](int64_t) {
+        ++ran;
+        // Long enough for a sleeper to wake up and take one.
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      });
+      came += thread != 0;
+    });
     total += ran;
   }
-  if (total != 60 * threads) Fail("%d of %d bodies ran", total, 60 * threads);
+  if (total != 60 * threads) Fail("%d of %d items were done", total, 60 * threads);
+  if (threads > 1 && came == 0) Fail("no worker came in 60 bodies");
 }
 
 // Bodies of several callers never run at once.
@@ -104,10 +109,10 @@ void TestCallers(int threads) {
   for (int caller = 0; caller < 3; ++caller) {
     callers.emplace_back([&] {
       for (int body = 0; body < 50; ++body) {
-        pool.Run([&](int thread) {
-          if (thread == 0) ++unguarded;
-          pool.Barrier();
-          if (thread == pool.size() - 1) ++unguarded;
+        Phase first(1), second(1);
+        pool.Run([&](int) {
+          first.Share([&](int64_t) { ++unguarded; });
+          second.Share([&](int64_t) { ++unguarded; });
         });
       }
     });
@@ -124,8 +129,9 @@ void TestFork(int threads, int depth) {
   const pid_t child = fork();
   if (child == 0) {
     std::atomic<int> ran{0};
-    Pool::Get().Run([&](int) { ++ran; });
-    if (ran != threads) _exit(1);
+    Phase items(threads);
+    Pool::Get().Run([&](int) { items.Share([&](int64_t) { ++ran; }); });
+    if (ran != threads || Pool::Get().size() != threads) _exit(1);
     if (depth > 0) TestFork(threads, depth - 1);
     _exit(Failures() != failures);
   }
@@ -146,8 +152,8 @@ void TestPool() {
   for (int threads : {1, 2, 3, 4, 8}) {
     Pool::SetThreads(threads);
     TestBodies(threads);
-    TestBarriers(threads);
-    TestTickets(threads);
+    TestPhases(threads);
+    TestNoItems(threads);
     TestSleep(threads);
     TestCallers(threads);
     Case("pool of %d: fork", threads);

@@ -90,8 +90,7 @@ class Engine:
             if this != self._latest:
                 raise RequestError("this answer was ended by a newer request to the same model; finish one, then ask.")
             if count < limit:
-                h_1D = runner.forward([Row(sequence, [chosen.token_id])])
-                [chosen] = runner.choose(h_1D, [sampler])
+                [chosen] = runner.forward_and_choose([Row(sequence, [chosen.token_id])], [sampler])
 
     def _answer_limit(self, prompt: list[int], params: SamplingParams) -> int:
         """Return how many tokens the answer may have, or refuse: a request that cannot fit is never cut."""
