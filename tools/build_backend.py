@@ -37,8 +37,8 @@ __all__ = [
 # The names CMake itself tries, in its order, with the one MSVC adds.
 COMPILERS = ("c++", "g++", "clang++", "cl")
 ZIG = "ziglang"
-# Whose headers declare XLA's FFI. The oldest jaxlib we support: a library built against it runs on newer ones, one built
-# against newer headers than it runs on stops jax's CPU backend.
+# Whose headers declare XLA's FFI. The oldest jaxlib we support: a library built against it runs on newer ones, one
+# built against newer headers than it runs on stops jax's CPU backend.
 HEADERS = "jaxlib==0.10.0"
 OFF = {"OFF", "0", "NO", "FALSE", "N"}
 

@@ -78,7 +78,7 @@ def test_without_xlas_headers_the_library_is_built_without_kernels(tmp_path):
 def test_the_headers_are_those_of_the_oldest_jax_we_support():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     [jax] = [text for text in project["project"]["dependencies"] if text.startswith("jax>")]
-    assert HEADERS == f"jaxlib=={jax.removeprefix('jax>=')}.0"
+    assert f"jaxlib=={jax.removeprefix('jax>=')}.0" == HEADERS
 
 
 @pytest.fixture
