@@ -127,7 +127,7 @@ void TestLinear(const Kernels& kernels) {
         }
       }
     }
-    // Enough pairs of panels that a ticket stands for several, and an odd one at the end.
+    // Enough pairs of panels that an item stands for several, and an odd one at the end.
     Check(kernels, pool, format, 1, 16 * 67, 64);
     Check(kernels, pool, format, 14, 16 * 67 - 5, 64);
   }

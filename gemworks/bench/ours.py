@@ -72,8 +72,8 @@ class Ours:
             last += [chosen.token_id for chosen in runner.choose(h_1D, [sampler])]
         started = time.perf_counter()
         for _ in range(count):
-            h_RD = runner.forward([Row(sequence, [token]) for sequence, token in zip(rows, last, strict=True)])
-            last = [chosen.token_id for chosen in runner.choose(h_RD, samplers)]
+            step = [Row(sequence, [token]) for sequence, token in zip(rows, last, strict=True)]
+            last = [chosen.token_id for chosen in runner.forward_and_choose(step, samplers)]
         seconds = time.perf_counter() - started
         for sequence in rows:
             sequence.free()
@@ -122,5 +122,4 @@ class Ours:
 
 def _load(directory: Path, format: str | None, embed: str | None) -> Gemma3:
     """The model that LLM loads. Its engine is not used: an answer for a user ends at a stop token."""
-    runner = LLM(directory, context=_LOADED_CONTEXT, quant=format, embed=embed)._engine._runner
-    return jax.tree.unflatten(runner._structure, runner._leaves)
+    return LLM(directory, context=_LOADED_CONTEXT, quant=format, embed=embed)._engine._runner.model

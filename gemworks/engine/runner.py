@@ -70,6 +70,11 @@ class Runner:
         self._programs = {}
         self._store = programs
 
+    @property
+    def model(self) -> Gemma3:
+        """The model, put together again from its arrays."""
+        return jax.tree.unflatten(self._structure, self._leaves)
+
     def new_sequence(self) -> Sequence:
         """Return an empty sequence of this runner's pools."""
         return Sequence(self.pages, self.rings, window=self.window)
