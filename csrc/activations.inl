@@ -34,14 +34,6 @@ struct Activations {
   }
 };
 
-inline int32_t SumOfInts(Ints a) {
-  alignas(64) int32_t lanes[kLanes];
-  StoreInts(lanes, a);
-  int32_t sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
-  return sum;
-}
-
 // Codes of sixteen numbers. The bounds take NaN and what no int32 holds, which 127 / largest makes of infinities and of
 // numbers under 2^-121, to -127 or 127 on every processor.
 inline Ints ToCodes(Floats x, float inverse) {
@@ -56,7 +48,7 @@ inline void QuantizeBlock(const Activations& a, int64_t t, int64_t b, Floats low
   int8_t* codes = a.codes + t * a.padded + b * kBlock;
   StoreInt8(codes, low_codes);
   StoreInt8(codes + kLanes, high_codes);
-  const int32_t sum = SumOfInts(AddInts(low_codes, high_codes));
+  const int32_t sum = SumInts(AddInts(low_codes, high_codes));
   const int64_t at = t * a.blocks + b;
   a.scale[at] = largest * (1.0f / 127.0f);
   a.start4[at] = -8 * sum;

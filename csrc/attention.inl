@@ -4,8 +4,9 @@
 //              query still needs the slots that its last tokens take.
 //     pages    the chunk is stored first and read back from the pages, rounded as they store it.
 //
-// That order is gemworks/ops/xla/attention.py's, the specification. A call of one column goes to attention_decode.inl,
-// of more to attention_prefill.inl. All sums are fp32.
+// That order is gemworks/ops/xla/attention.py's, the specification. Rows of one token go to attention_decode.inl, of
+// more to attention_prefill.inl. All sums are fp32; where the set has products of bf16 pairs, chunks on bf16 pools
+// round queries, the chunk's own keys and values, and weights to bf16 (attention_bf16.inl).
 
 constexpr int64_t kKeyBlock = 64;  // keys whose scores are computed before their values are added
 constexpr int64_t kPieces = 32;    // parts of a row's keys that threads may share, at most
@@ -48,7 +49,6 @@ struct KeyBlock {
   const Type* v[kKeyBlock];
   float k_scale[kKeyBlock], v_scale[kKeyBlock];  // int8 only
   int64_t size;
-  int64_t block_bytes;  // from a key to the one kKeyBlock slots on
 };
 
 template <KvType kType>
@@ -77,13 +77,12 @@ inline void AddressKeys(const AttentionArguments& call, int64_t r, int64_t j, in
     }
   }
   to.size = n;
-  to.block_bytes = kKeyBlock * K * H * static_cast<int64_t>(sizeof(Type));
   PadKeys(to);
 }
 
 inline void AddressOne(const float* k, const float* v, KeyBlock<KvType::kFloat32>& to) {
   to.k[0] = k, to.v[0] = v;
-  to.size = 1, to.block_bytes = 0;
+  to.size = 1;
   PadKeys(to);
 }
 
@@ -138,8 +137,11 @@ class Countdowns {
 template <KvType kType>
 inline void AttendAs(const AttentionArguments& call, Pool& pool) {
   for (int64_t r = 0; r < call.rows; ++r) ZeroPadding(call, r);
-  if (call.columns == 1) AttendColumn<kType>(call, pool);
-  else AttendChunk<kType>(call, pool);
+  // A row of one token takes the way of decode, whatever rows are beside it: its result is the same bits then.
+  bool columns = false, chunks = false;
+  for (int64_t r = 0; r < call.rows; ++r) (call.count[r] == 1 ? columns : chunks) |= call.count[r] > 0;
+  if (columns) AttendColumn<kType>(call, pool);
+  if (chunks) AttendChunk<kType>(call, pool);
 }
 
 void Attend(const AttentionArguments& call, Pool& pool) {

@@ -1,8 +1,9 @@
-// Attention of one query column: R rows of one token each. Included by attention.inl.
+// Attention of one query a row: those rows of a call that have one token. Included by attention.inl.
 //
 // Bound by memory: a token reads every key and value it sees once, for all query heads that share them. 1B in bf16 after
-// 8,192 tokens reads 34 MB in its global layers and 12 MB in the local ones: 2.3 ms at 20 GB/s. From L2 a key and its
-// value take 54 ns for four query heads of 256 (one thread, Zen 4), of which two threads have 100 at that rate.
+// 8,192 tokens reads 34 MB in its global layers and 12 MB in the local ones. From L2 a key and its value take 55 ns for
+// four query heads of 256 (one thread, Zen 4), from memory 94; two threads on one sequence 110, of which 67 are the
+// memory's at 30 GB/s.
 //
 //     row r, kv head j:  keys  | piece 0 | piece 1 | ... | piece n-1 |     128 keys or more, at most 32 pieces
 //     a piece:           blocks of 64 keys: scores -> running maximum -> weights -> out += weights @ values
@@ -15,9 +16,11 @@
 // loaded and widened once for all heads of the tile. Values: kDecodeValues keys at once, so that the out of each head is
 // loaded and stored once for all of them.
 //
-// Prefetch, so that memory is busy in both halves of a block: while a key's score is computed its value and the key 16
-// further on, while its value is added the key of the next block. Without: 76 us for 1B's window of 512 keys from memory
-// with one thread, with it 53 (AMD EPYC, Zen 4, 8 to 10 GB/s a thread that hour).
+// Prefetch, so that memory is busy all the time: while the scores of a block are computed the keys of the next one are
+// brought into the second cache, while its values are added the next one's values; after a piece's last block comes the
+// first of the piece that this thread does next. 8,192 keys of one kv head with four query heads, two threads: 575 ->
+// 450 us; 4B's four kv heads with two each 3,040 -> 1,850 (AMD EPYC 9004). Without 890 and 2,800; into the first cache,
+// which a block's keys alone fill, 760 and 2,830.
 
 #if GEMWORKS_TILE_PANELS >= 2
 constexpr int kDecodeKeys = 4, kDecodeHeads = 4, kDecodeValues = 8;
@@ -26,7 +29,6 @@ constexpr int kDecodeKeys = 2, kDecodeHeads = 2, kDecodeValues = 4;
 #endif
 
 constexpr int64_t kDecodePiece = 2 * kKeyBlock;  // keys of the smallest piece: of two blocks one is prefetched
-constexpr int64_t kKeysAhead = 16;
 
 template <int kHeads, KvType kType>
 inline void DecodeScores(const float* q, int64_t H, const KeyBlock<kType>& keys, int64_t s, float* scores) {
@@ -77,10 +79,15 @@ inline void WithHeads(int64_t heads, F&& f) {
   f(std::integral_constant<int, 1>());
 }
 
-// Asks for the bytes at p + offset, which may be outside of any array: a prefetch never faults.
-inline void PrefetchBytes(const void* p, int64_t offset, int64_t bytes) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + offset;
-  for (int64_t i = 0; i < bytes; i += 64) Prefetch(reinterpret_cast<const void*>(at + i));
+// Asks for the keys or values `rows` of the next block, `size` of them: the share that falls to keys [s, s + n) of the
+// `now` at hand.
+template <class T>
+inline __attribute__((always_inline)) void PrefetchRows(const T* const* rows, int64_t size, int64_t s, int64_t n,
+                                                        int64_t now, int64_t H) {
+  const int64_t bytes = H * static_cast<int64_t>(sizeof(T)), each = (size + now - 1) / now;
+  for (int64_t i = s * each, end = std::min((s + n) * each, size); i < end; ++i) {
+    for (int64_t at = 0; at < bytes; at += 64) PrefetchL2(reinterpret_cast<const uint8_t*>(rows[i]) + at);
+  }
 }
 
 // Turns the scores of one head into weights; returns by how much what was summed before shrinks.
@@ -101,16 +108,13 @@ inline float DecodeSoftmax(float* scores, int64_t size, float* best, float* tota
   return shrink[0];
 }
 
-// Adds a block of keys to a partial of G heads. `scores` is room for [G, kKeyBlock].
+// Adds a block of keys to a partial of G heads. `next` is read after it, and may be empty; `scores` is room for
+// [G, kKeyBlock].
 template <KvType kType>
-inline void DecodeBlock(const float* q, int64_t G, int64_t H, const KeyBlock<kType>& keys, float* scores,
-                        const Partial& to) {
-  const int64_t row_bytes = H * sizeof(typename Stored<kType>::Type);
+inline void DecodeBlock(const float* q, int64_t G, int64_t H, const KeyBlock<kType>& keys, const KeyBlock<kType>& next,
+                        float* scores, const Partial& to) {
   for (int64_t s = 0; s < keys.size; s += kDecodeKeys) {
-    for (int i = 0; i < kDecodeKeys; ++i) {
-      PrefetchBytes(keys.v[s + i], 0, row_bytes);
-      PrefetchBytes(keys.k[s + i], keys.block_bytes / kKeyBlock * kKeysAhead, row_bytes);
-    }
+    PrefetchRows(next.k, next.size, s, kDecodeKeys, keys.size, H);
     for (int64_t g = 0; g < G; g += kDecodeHeads)
       WithHeads(G - g, [&](auto n) {
         DecodeScores<decltype(n)::value, kType>(q + g * H, H, keys, s, scores + g * kKeyBlock);
@@ -129,8 +133,7 @@ inline void DecodeBlock(const float* q, int64_t G, int64_t H, const KeyBlock<kTy
       for (int64_t h = 0; h < H; h += kLanes) Store(to.out + g * H + h, Mul(Load(to.out + g * H + h), Set(shrink)));
   }
   for (int64_t s = 0; s < keys.size; s += kDecodeValues) {
-    // The next block's key lies one block on where slots or pages follow one another; else this is for nothing.
-    for (int i = 0; i < kDecodeValues; ++i) PrefetchBytes(keys.k[s + i], keys.block_bytes, row_bytes);
+    PrefetchRows(next.v, next.size, s, kDecodeValues, keys.size, H);
     for (int64_t g = 0; g < G; g += kDecodeHeads)
       WithHeads(G - g, [&](auto n) {
         DecodeValues<decltype(n)::value, kType>(to.out + g * H, H, keys, s, scores + g * kKeyBlock);
@@ -146,7 +149,7 @@ struct DecodeRow {
 
 inline DecodeRow MakeDecodeRow(const AttentionArguments& call, int64_t r, int64_t first_item) {
   DecodeRow row;
-  if (call.count[r] <= 0) return {0, 0, kKeyBlock, 0, first_item};
+  if (call.count[r] != 1) return {0, 0, kKeyBlock, 0, first_item};
   const int64_t start = call.start[r];
   row.begin = call.window > 0 ? std::max<int64_t>(0, start - call.window + 1) : 0;
   row.end = call.kv.is_ring ? start : start + 1;  // a ring does not hold the token itself yet
@@ -157,31 +160,58 @@ inline DecodeRow MakeDecodeRow(const AttentionArguments& call, int64_t r, int64_
   return row;
 }
 
-// Computes one piece of kv head j of row r.
+// One piece of kv head j of row r, and its keys [begin, end).
+struct DecodeItem {
+  int64_t r, j, piece, begin, end;
+};
+
+inline DecodeItem MakeDecodeItem(const std::vector<DecodeRow>& rows, int64_t K, int64_t item) {
+  int64_t r = 0;
+  while (item >= rows[r].first_item + rows[r].pieces * K) ++r;
+  const DecodeRow& row = rows[r];
+  const int64_t j = (item - row.first_item) / row.pieces, piece = (item - row.first_item) % row.pieces;
+  const int64_t begin = row.begin + piece * row.length;
+  return {r, j, piece, begin, std::min(row.end, begin + row.length)};
+}
+
+// Addresses of the block of an item that begins at position p; empty where the item ends before.
 template <KvType kType>
-inline void DecodePiece(const AttentionArguments& call, const DecodeRow& row, int64_t r, int64_t j, int64_t piece,
+inline void AddressBlock(const AttentionArguments& call, const DecodeItem& item, int64_t p, KeyBlock<kType>& to) {
+  to.size = 0;
+  if (p < item.end) AddressKeys(call, item.r, item.j, p, std::min(kKeyBlock, item.end - p), to);
+}
+
+// Computes an item. `next` is the one that this thread does afterwards, or null.
+template <KvType kType>
+inline void DecodePiece(const AttentionArguments& call, const DecodeItem& item, bool is_last, const DecodeItem* next,
                         float* scratch, const Partial& to) {
+  const int64_t r = item.r, j = item.j;
   const int64_t H = call.head_dim, G = call.heads / call.kv_heads;
   float* q = scratch;
   float* scores = scratch + G * H;
-  const float* from = call.q + r * call.q_stride + j * G * H;
+  const int64_t token = r * call.columns;
+  const float* from = call.q + token * call.q_stride + j * G * H;
   for (int64_t h = 0; h < G * H; h += kLanes) Store(q + h, Mul(Load(from + h), Set(call.scale)));
   for (int64_t g = 0; g < G; ++g) to.best[g] = kNoKeyYet, to.total[g] = 0.0f;
   for (int64_t h = 0; h < G * H; h += kLanes) Store(to.out + h, Zero());
-  const bool is_last = piece == row.pieces - 1;
   // Only the last piece reads the token's own slot in a page, and no piece reads the slot it takes in a ring: that held
   // the position `slots` before it.
   if (is_last) StoreHead(call, r, 0, j);
-  const int64_t begin = row.begin + piece * row.length, end = std::min(row.end, begin + row.length);
-  KeyBlock<kType> keys;
-  for (int64_t p = begin; p < end; p += kKeyBlock) {
-    AddressKeys(call, r, j, p, std::min(kKeyBlock, end - p), keys);
-    DecodeBlock(q, G, H, keys, scores, to);
+  KeyBlock<kType> blocks[2];
+  KeyBlock<kType>*here = blocks, *then = blocks + 1;
+  AddressBlock(call, item, item.begin, *here);
+  for (int64_t p = item.begin; p < item.end; p += kKeyBlock) {
+    if (p + kKeyBlock < item.end) AddressBlock(call, item, p + kKeyBlock, *then);
+    else if (next != nullptr) AddressBlock(call, *next, next->begin, *then);
+    else then->size = 0;
+    DecodeBlock(q, G, H, *here, *then, scores, to);
+    std::swap(here, then);
   }
   if (call.kv.is_ring && is_last) {  // the token's own key, as it came
-    KeyBlock<KvType::kFloat32> own;
-    AddressOne(call.k + r * call.k_stride + j * H, call.v + r * call.v_stride + j * H, own);
-    DecodeBlock(q, G, H, own, scores, to);
+    KeyBlock<KvType::kFloat32> own, none;
+    none.size = 0;
+    AddressOne(call.k + token * call.k_stride + j * H, call.v + token * call.v_stride + j * H, own);
+    DecodeBlock(q, G, H, own, none, scores, to);
   }
 }
 
@@ -203,15 +233,16 @@ inline void AttendColumn(const AttentionArguments& call, Pool& pool) {
   pool.Run([&](int) {
     thread_local Scratch own;
     float* scratch = own.Get(G * (H + kKeyBlock));
-    int64_t r = 0;
-    attend.Share([&](int64_t item) {
-      while (item >= rows[r].first_item + rows[r].pieces * K) ++r;
-      const int64_t j = (item - rows[r].first_item) / rows[r].pieces;
-      const int64_t first = rows[r].first_item + j * rows[r].pieces;
-      DecodePiece<kType>(call, rows[r], r, j, item - first, scratch, PartialAt(partials + item * size, G));
+    attend.ShareAhead(true, [&](int64_t number, int64_t next_number) {
+      const DecodeItem item = MakeDecodeItem(rows, K, number);
+      const int64_t r = item.r, j = item.j, first = number - item.piece;
+      DecodeItem next;
+      if (next_number >= 0) next = MakeDecodeItem(rows, K, next_number);
+      DecodePiece<kType>(call, item, item.piece == rows[r].pieces - 1, next_number >= 0 ? &next : nullptr, scratch,
+                         PartialAt(partials + number * size, G));
       if (!left.IsLast(r * K + j)) return;
-      for (int64_t g = 0; g < G; ++g)
-        Join(partials + first * size, rows[r].pieces, G, H, g, call.out + r * call.out_stride + (j * G + g) * H);
+      float* out = call.out + r * call.columns * call.out_stride + j * G * H;
+      for (int64_t g = 0; g < G; ++g) Join(partials + first * size, rows[r].pieces, G, H, g, out + g * H);
     });
   });
 }

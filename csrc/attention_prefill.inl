@@ -213,9 +213,9 @@ inline void ForQueries(const AttentionArguments& call, const PrefillItem& item, 
   }
 }
 
-// Brings the item's queries into its tiles, scaled. Lanes past the last query repeat nothing: their q is 0 and they see
-// what the tile's last query sees.
-inline void LoadQueries(const AttentionArguments& call, const PrefillItem& item, PrefillScratch& mine) {
+// Starts the item's tiles: positions of their queries, nothing summed. Lanes past the last query repeat nothing: their q
+// is 0 and they see what the tile's last query sees.
+inline void StartTiles(const AttentionArguments& call, const PrefillItem& item, PrefillScratch& mine) {
   const int64_t H = call.head_dim, G = call.heads / call.kv_heads, start = call.start[item.r];
   for (int64_t t = 0; t < kItemTiles; ++t) {
     QueryTile& tile = mine.tiles[t];
@@ -229,6 +229,12 @@ inline void LoadQueries(const AttentionArguments& call, const PrefillItem& item,
       tile.position[n] = static_cast<float>(start + std::min(first + n, end - 1) / G);
     }
   }
+}
+
+// Brings the item's queries into its tiles, scaled.
+inline void LoadQueries(const AttentionArguments& call, const PrefillItem& item, PrefillScratch& mine) {
+  const int64_t H = call.head_dim;
+  StartTiles(call, item, mine);
   ForQueries(call, item, [&](const Query& query, int64_t h) {
     const float* from = call.q + query.token * call.q_stride + query.head * H + h;
     float* to = mine.tiles[query.tile].q + h * kTileQueries + query.lane;
@@ -236,8 +242,15 @@ inline void LoadQueries(const AttentionArguments& call, const PrefillItem& item,
   });
 }
 
+#if defined(GEMWORKS_BF16_DOTS)
+#include "attention_bf16.inl"
+#endif
+
 template <KvType kType>
 inline void AttendItem(const AttentionArguments& call, const PrefillItem& item, PrefillScratch& mine) {
+#if defined(GEMWORKS_BF16_DOTS)
+  if constexpr (kType == KvType::kBf16) return AttendItemInBf16(call, item, mine);
+#endif
   LoadQueries(call, item, mine);
   const int64_t in_chunk = call.kv.is_ring ? call.start[item.r] : item.to;
   for (int64_t p = item.from; p < item.to; p += kKeyBlock) {
@@ -271,6 +284,14 @@ inline void WritePartial(const AttentionArguments& call, const PrefillItem& item
   });
 }
 
+// How many pieces the keys of row r's items are cut into: what depends on other rows would change its result with them.
+inline int64_t PiecesOf(const AttentionArguments& call, int64_t r) {
+  const int64_t count = call.count[r], queries = count * (call.heads / call.kv_heads);
+  if ((queries + kItemQueries - 1) / kItemQueries * call.kv_heads >= kManyItems) return 1;
+  const int64_t end = call.start[r] + count, begin = call.window > 0 ? call.start[r] - call.window + 1 : 0;
+  return std::clamp<int64_t>((end - std::max<int64_t>(begin, 0)) / kPieceKeys, 1, kItemPieces);
+}
+
 // A call's items, numbered (tile of queries, row, kv head, piece) with the last queries first: of a causal chunk they
 // see the most keys.
 struct PrefillPlan {
@@ -281,24 +302,24 @@ struct PrefillPlan {
     tiles = (queries + kItemQueries - 1) / kItemQueries;
     groups = tiles * call.rows * call.kv_heads;
     pieces = 1;
-    if (groups >= kManyItems) return;
     for (int64_t r = 0; r < call.rows; ++r) {
-      const int64_t end = call.start[r] + call.columns, begin = call.window > 0 ? end - call.window - call.columns : 0;
-      pieces = std::clamp<int64_t>((end - std::max<int64_t>(begin, 0)) / kPieceKeys, pieces, kItemPieces);
+      if (call.count[r] > 1) pieces = std::max(pieces, PiecesOf(call, r));
     }
   }
 
-  // Queries are empty where the whole group is padding; keys are empty in pieces past a short row's end.
+  // Queries are empty where the whole group is padding; keys are empty in pieces past the row's last.
   PrefillItem At(const AttentionArguments& call, int64_t group, int64_t piece) const {
     const int64_t G = call.heads / call.kv_heads, of_tile = call.rows * call.kv_heads;
     PrefillItem item;
     item.r = group % of_tile / call.kv_heads, item.j = group % call.kv_heads;
     item.begin = (tiles - 1 - group / of_tile) * kItemQueries;
-    item.end = std::max(item.begin, std::min<int64_t>(item.begin + kItemQueries, call.count[item.r] * G));
+    const int64_t queries = call.count[item.r] > 1 ? call.count[item.r] * G : 0;
+    item.end = std::max(item.begin, std::min<int64_t>(item.begin + kItemQueries, queries));
     if (item.Queries() == 0) return item.from = item.to = 0, item;
     const int64_t start = call.start[item.r], end = start + (item.end - 1) / G + 1;
     const int64_t begin = call.window > 0 ? std::max<int64_t>(0, start + item.begin / G - call.window + 1) : 0;
-    const int64_t blocks = (end - begin + kKeyBlock - 1) / kKeyBlock, length = (blocks + pieces - 1) / pieces * kKeyBlock;
+    const int64_t blocks = (end - begin + kKeyBlock - 1) / kKeyBlock, own = PiecesOf(call, item.r);
+    const int64_t length = (blocks + own - 1) / own * kKeyBlock;
     item.from = std::min(end, begin + piece * length), item.to = std::min(end, item.from + length);
     return item;
   }

@@ -66,13 +66,14 @@ inline int64_t ChunkItems(const AttentionArguments& call) {
   return call.rows * ((call.columns + kStoreColumns - 1) / kStoreColumns);
 }
 
-// Stores the chunk in a phase of ChunkItems. Of a chunk longer than a ring only the last `slots` tokens survive.
+// Stores the chunk in a phase of ChunkItems, but for rows of one token, which decode stores. Of a chunk longer than a
+// ring only the last `slots` tokens survive.
 inline void StoreChunk(const AttentionArguments& call, Phase& phase) {
   const int64_t per_row = (call.columns + kStoreColumns - 1) / kStoreColumns;
   phase.Share([&](int64_t i) {
     const int64_t r = i / per_row, at = i % per_row * kStoreColumns;
     const int64_t first = call.kv.is_ring ? std::max(at, call.count[r] - call.kv.slots) : at;
-    const int64_t end = std::min<int64_t>(at + kStoreColumns, call.count[r]);
+    const int64_t end = std::min<int64_t>(at + kStoreColumns, call.count[r] > 1 ? call.count[r] : 0);
     for (int64_t c = first; c < end; ++c)
       for (int64_t j = 0; j < call.kv_heads; ++j) StoreHead(call, r, c, j);
   });

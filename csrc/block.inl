@@ -32,7 +32,7 @@ void Qkv(const QkvArguments& g, Pool& pool, uint8_t* workspace) {
   Phase rows(a.rows), panels(multiply.cut.items()), heads(a.rows);
   pool.Run([&](int) {
     rows.Share([&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, g.gain, g.eps, wanted); });
-    panels.Share(multiply);
+    panels.ShareAhead(LooksAhead(g.tokens), multiply);
     heads.Share([&](int64_t t) {
       for (int64_t n = 0; n < N; ++n) NormAndTurn(g.q + (t * N + n) * H, H, g.q_gain, g.cos + t * J, g.sin + t * J, g.eps);
       for (int64_t k = 0; k < K; ++k) NormAndTurn(g.k + (t * K + k) * H, H, g.k_gain, g.cos + t * J, g.sin + t * J, g.eps);
@@ -54,22 +54,26 @@ inline void StoreHidden(const float* gate, const float* up, const Activations& h
   }
 }
 
-// Hidden columns 32 * begin .. 32 * end - 1 of every token. For few tokens some pairs of gate are multiplied before those
-// of up: longer streams from memory.
+// Hidden columns 32 * begin .. 32 * end - 1 of every token; `then` is the pair this thread does afterwards, or -1. For
+// few tokens some pairs of gate are multiplied before those of up: longer streams from memory.
 inline void GateUpPairs(const Activations& x, const Matrix& gate, const Matrix& up, int64_t begin, int64_t end,
-                        const Activations& hidden, Wanted wanted) {
-  constexpr int64_t kPairs = 8;
-  alignas(64) float g[kPairs][kTileTokens * kBlock], u[kPairs][kTileTokens * kBlock];
+                        int64_t then, const Activations& hidden, Wanted wanted) {
+  constexpr int64_t kPairs = 8, kTokens = 8 * kTileTokens;  // 48 tokens of one pair, or two of eight
+  static_assert(kFewTokens * kPairs <= kTokens);
+  alignas(64) float g[kTokens * kBlock], u[kTokens * kBlock];
   const int64_t at_once = x.rows <= kFewTokens ? kPairs : 1;
   for (int64_t first = begin; first < end; first += at_once) {
-    const int64_t pairs = std::min(at_once, end - first);
-    for (int64_t t = 0; t < x.rows; t += kTileTokens) {
-      const int64_t count = std::min<int64_t>(kTileTokens, x.rows - t);
-      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, gate, 2 * (first + i), 2, t, count, g[i], kBlock);
-      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, up, 2 * (first + i), 2, t, count, u[i], kBlock);
+    const int64_t pairs = std::min(at_once, end - first), following = first + 1 < end ? first + 1 : then;
+    for (int64_t t = 0; t < x.rows; t += kTokens) {
+      const int64_t count = std::min<int64_t>(kTokens, x.rows - t), size = count * kBlock;
+      const Next to_up = t == 0 ? Next(up, 2 * first, 2) : Next();
+      const Next to_gate = t + count == x.rows && following >= 0 ? Next(gate, 2 * following, 2) : Next();
+      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, gate, 2 * (first + i), 2, t, count, g + i * size, kBlock, to_up);
+      for (int64_t i = 0; i < pairs; ++i) MultiplyPanels(x, up, 2 * (first + i), 2, t, count, u + i * size, kBlock, to_gate);
       for (int64_t i = 0; i < pairs; ++i) {
         for (int64_t n = 0; n < count; ++n) {
-          StoreHidden(g[i] + n * kBlock, u[i] + n * kBlock, hidden, t + n, first + i, wanted);
+          const int64_t at = i * size + n * kBlock;
+          StoreHidden(g + at, u + at, hidden, t + n, first + i, wanted);
         }
       }
     }
@@ -105,16 +109,17 @@ void Tail(const TailArguments& g, Pool& pool, uint8_t* workspace) {
   Phase down_panels(multiply_down.cut.items()), last_rows(T);
   pool.Run([&](int) {
     attn_rows.Share([&](int64_t t) { PrepareRow(attn, t, g.attn + t * E, nullptr, g.eps, for_o); });
-    o_panels.Share(multiply_o);
+    o_panels.ShareAhead(LooksAhead(T), multiply_o);
     rows.Share([&](int64_t t) {
       AddNormed(g.out + t * D, g.x + t * D, y + t * D, g.attn_gain, D, g.eps);
       PrepareRow(normed, t, g.out + t * D, g.ffw_gain, g.eps, for_gate);
       ClearPadding(hidden, t, for_down);
     });
-    hidden_pairs.Share([&](int64_t item) {
-      GateUpPairs(normed, g.gate, g.up, cut.begin(item), cut.end(item), hidden, for_down);
+    hidden_pairs.ShareAhead(LooksAhead(T), [&](int64_t item, int64_t next_item) {
+      const int64_t then = next_item < 0 ? -1 : cut.begin(next_item);
+      GateUpPairs(normed, g.gate, g.up, cut.begin(item), cut.end(item), then, hidden, for_down);
     });
-    down_panels.Share(multiply_down);
+    down_panels.ShareAhead(LooksAhead(T), multiply_down);
     last_rows.Share([&](int64_t t) {
       AddNormed(g.out + t * D, g.out + t * D, y + t * D, g.ffw_post_gain, D, g.eps);
     });

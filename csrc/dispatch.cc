@@ -14,6 +14,11 @@ const Kernels* g_chosen = nullptr;
 
 bool Has(uint64_t features, Feature feature) { return features >> static_cast<uint32_t>(feature) & 1; }
 
+[[maybe_unused]] bool RunsVnni(uint64_t f) {
+  return Has(f, Feature::kAvx512F) && Has(f, Feature::kAvx512BW) && Has(f, Feature::kAvx512VL) &&
+         Has(f, Feature::kAvx512Vnni) && Has(f, Feature::kAvx2) && Has(f, Feature::kFma);
+}
+
 struct Table {
   const char* isa;
   const Kernels* (*kernels)();
@@ -23,11 +28,8 @@ struct Table {
 // Widest first.
 constexpr Table kTables[] = {
 #if defined(GEMWORKS_WITH_AVX512)
-    {"avx512_vnni", Avx512Kernels,
-     [](uint64_t f) {
-       return Has(f, Feature::kAvx512F) && Has(f, Feature::kAvx512BW) && Has(f, Feature::kAvx512VL) &&
-              Has(f, Feature::kAvx512Vnni) && Has(f, Feature::kAvx2) && Has(f, Feature::kFma);
-     }},
+    {"avx512_bf16", Avx512Bf16Kernels, [](uint64_t f) { return RunsVnni(f) && Has(f, Feature::kAvx512Bf16); }},
+    {"avx512_vnni", Avx512Kernels, RunsVnni},
     {"avx2", Avx2Kernels, [](uint64_t f) { return Has(f, Feature::kAvx2) && Has(f, Feature::kFma); }},
 #elif defined(GEMWORKS_WITH_NEON)
     {"neon", NeonKernels, [](uint64_t f) { return Has(f, Feature::kNeon) && Has(f, Feature::kDotProd); }},

@@ -17,7 +17,8 @@ inline bool RanksBefore(const Candidate& a, const Candidate& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
-constexpr int64_t kChunkPanels = 64;  // 1,024 rows
+constexpr int64_t kChunkPanels = 64;             // 1,024 rows
+constexpr int64_t kHeadTokens = 8 * kTileTokens;  // whose logits of two panels lie in L1
 
 inline int64_t HeadChunks(const HeadArguments& g) { return (Panels(g.vocab) + kChunkPanels - 1) / kChunkPanels; }
 
@@ -44,16 +45,19 @@ inline void Offer(const float* logits, int32_t id, int count, Candidate* heap, i
 }
 
 // Logits of one chunk for every token: into the thread's heaps and the chunk's totals.
-inline void HeadChunk(const HeadArguments& g, const Activations& a, int64_t chunk, Candidate* heaps, int64_t* sizes,
-                      ChunkTotal* totals) {
-  alignas(64) float logits[kTileTokens * 2 * kRows];
+inline void HeadChunk(const HeadArguments& g, const Activations& a, int64_t chunk, int64_t next_chunk, Candidate* heaps,
+                      int64_t* sizes, ChunkTotal* totals) {
+  alignas(64) float logits[kHeadTokens * 2 * kRows];
   const int64_t end = std::min((chunk + 1) * kChunkPanels, Panels(g.vocab));
   for (int64_t t = 0; t < g.tokens; ++t) totals[chunk * g.tokens + t] = {-INFINITY, 0.0f};
   for (int64_t panel = chunk * kChunkPanels; panel < end; panel += 2) {
     const int panels = static_cast<int>(std::min<int64_t>(2, end - panel));
-    for (int64_t t0 = 0; t0 < g.tokens; t0 += kTileTokens) {
-      const int64_t tokens = std::min<int64_t>(kTileTokens, g.tokens - t0);
-      MultiplyPanels(a, g.weight, panel, panels, t0, tokens, logits, 2 * kRows);
+    const int64_t then = panel + 2 < end ? panel + 2 : next_chunk < 0 ? -1 : next_chunk * kChunkPanels;
+    Next next;
+    if (then >= 0) next = Next(g.weight, then, std::min<int64_t>(2, Panels(g.vocab) - then));
+    for (int64_t t0 = 0; t0 < g.tokens; t0 += kHeadTokens) {
+      const int64_t tokens = std::min<int64_t>(kHeadTokens, g.tokens - t0);
+      MultiplyPanels(a, g.weight, panel, panels, t0, tokens, logits, 2 * kRows, t0 == 0 ? next : Next());
       for (int64_t i = 0; i < tokens; ++i) {
         ChunkTotal& total = totals[chunk * g.tokens + t0 + i];
         for (int p = 0; p < panels; ++p) {
@@ -114,8 +118,8 @@ void Head(const HeadArguments& g, Pool& pool, uint8_t* workspace) {
   Phase rows(g.tokens), chunks(HeadChunks(g)), merges(g.tokens);
   pool.Run([&](int thread) {
     rows.Share([&](int64_t t) { PrepareRow(a, t, g.x + t * a.cols, nullptr, 0, wanted); });
-    chunks.Share([&](int64_t chunk) {
-      HeadChunk(g, a, chunk, heaps + thread * g.tokens * g.top, sizes + thread * g.tokens, totals);
+    chunks.ShareAhead(LooksAhead(g.tokens), [&](int64_t chunk, int64_t next_chunk) {
+      HeadChunk(g, a, chunk, next_chunk, heaps + thread * g.tokens * g.top, sizes + thread * g.tokens, totals);
     });
     merges.Share([&](int64_t t) {
       HeadMerge(g, t, threads, heaps, sizes, totals, merged + t * threads * g.top);

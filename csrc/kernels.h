@@ -95,6 +95,7 @@ struct Kernels {
 };
 
 // The tables this library was built with; null where the compiler or the processor family has none.
+const Kernels* Avx512Bf16Kernels();
 const Kernels* Avx512Kernels();
 const Kernels* Avx2Kernels();
 const Kernels* NeonKernels();

@@ -18,18 +18,34 @@
 // GCC keeps arrays of vectors in memory unless every loop over them is unrolled: hence the pragmas.
 
 // One or two tokens are bound by memory, and what counts is streams that the hardware prefetches well. Panels shorter than
-// kShortPanel are read one after the other, a single stream across panels, with a prefetch kAhead bytes on; longer ones
-// two at once. Read bandwidth reached, int4-b32, two threads, over the peak of the same second (EPYC 9004, medians of 9):
+// kShortPanel are read one after the other, a single stream across panels; longer ones two at once. Nothing is asked for
+// ahead: 1 or 4 KiB or a whole pair of panels were within 5 % for int4-b32 and 30 % slower for int8 (EPYC 9004).
 //
-//     columns                   1152   2560   6912   10240
-//     two at once               0.80   0.96   0.96   0.99
-//     one, 1 KiB ahead          0.97   1.02   0.91   0.94       (4 KiB: 0.95 0.95 0.86 0.93; none: 0.88 0.80 0.76 0.76)
+// From three tokens on a block is some hundred instructions and more, of which the processor sees one or two blocks
+// ahead: it waits for memory at the start of every page, where the hardware's prefetch starts anew, and memory time and
+// arithmetic add up. So while a pair of panels is multiplied the next pair is brought into the second cache, a share with
+// each tile of tokens. Cycles a block of two panels, int4-b32, weights from memory, one thread (EPYC 9004):
+//
+//     tokens                    4     6     8    12    16
+//     without                 169   220   258   343   437      1,152 columns
+//     the next pair            88   126   168   250   335
+//     weights in L2            82   122   165   242   323
 constexpr int kFewTokens = 2;
-constexpr int64_t kShortPanel = 24 * 1024, kAhead = 1024;
+constexpr int64_t kShortPanel = 24 * 1024;
+// With more tokens than this an item takes so much longer than its memory that its own start does not count.
+constexpr int64_t kManyTokens = 64;
+inline bool LooksAhead(int64_t tokens) { return tokens > kFewTokens && tokens <= kManyTokens; }
+
+// Memory that is read after what is read now: asked for on the way, `step` bytes with every unit of columns.
+struct Ahead {
+  const uint8_t* from = nullptr;
+  int64_t step = 0;
+};
 
 template <Format kFormat, int T, int P>
 inline __attribute__((always_inline)) void IntegerTile(const Activations& a, int64_t t0, const uint8_t* panel,
-                                                       int64_t panel_bytes, float* out, int64_t out_stride) {
+                                                       int64_t panel_bytes, Ahead ahead, float* out,
+                                                       int64_t out_stride) {
   constexpr bool kNibbles = kFormat == Format::kInt4B32 || kFormat == Format::kInt4;
   constexpr bool kBlockScales = HasBlockScales(kFormat);
   constexpr int kLinesABlock = kNibbles ? 4 : 8;
@@ -46,8 +62,8 @@ inline __attribute__((always_inline)) void IntegerTile(const Activations& a, int
   }
   for (int64_t u = 0; u < units; ++u) {
     const uint8_t* unit = panel + u * UnitBytes(kFormat);
-    if (T <= kFewTokens && P == 1) {
-      for (int64_t line = 0; line < UnitBytes(kFormat); line += kLine) Prefetch(unit + kAhead + line);
+    if (T > kFewTokens) {
+      for (int64_t line = 0; line < ahead.step; line += kLine) PrefetchL2(ahead.from + u * ahead.step + line);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -158,22 +174,22 @@ inline void FloatTile(const Activations& a, int64_t t0, const uint8_t* panel, fl
 
 // Tokens t0 .. t0 + T - 1 of `panels` panels, one or two.
 template <Format kFormat, int T>
-void PanelsTile(const Activations& a, int64_t t0, const uint8_t* panel, int64_t panel_bytes, int panels, float* out,
-                int64_t out_stride) {
+void PanelsTile(const Activations& a, int64_t t0, const uint8_t* panel, int64_t panel_bytes, int panels,
+                [[maybe_unused]] Ahead ahead, float* out, int64_t out_stride) {
   if constexpr (!IsInteger(kFormat)) {
     for (int p = 0; p < panels; ++p) FloatTile<kFormat, T>(a, t0, panel + p * panel_bytes, out + p * kRows, out_stride);
   } else {
     if constexpr (kTilePanels == 2) {
       const bool one_by_one = T <= kFewTokens && panel_bytes < kShortPanel;
-      if (panels == 2 && !one_by_one) return IntegerTile<kFormat, T, 2>(a, t0, panel, panel_bytes, out, out_stride);
+      if (panels == 2 && !one_by_one) return IntegerTile<kFormat, T, 2>(a, t0, panel, panel_bytes, ahead, out, out_stride);
     }
     for (int p = 0; p < panels; ++p) {
-      IntegerTile<kFormat, T, 1>(a, t0, panel + p * panel_bytes, panel_bytes, out + p * kRows, out_stride);
+      IntegerTile<kFormat, T, 1>(a, t0, panel + p * panel_bytes, panel_bytes, ahead, out + p * kRows, out_stride);
     }
   }
 }
 
-using TileFunction = void (*)(const Activations&, int64_t, const uint8_t*, int64_t, int, float*, int64_t);
+using TileFunction = void (*)(const Activations&, int64_t, const uint8_t*, int64_t, int, Ahead, float*, int64_t);
 
 template <Format kFormat>
 TileFunction TileOf(int tokens) {
@@ -197,17 +213,32 @@ inline TileFunction TileOf(Format format, int tokens) {
   return nullptr;
 }
 
+// The panels that are multiplied after these, to be asked for meanwhile.
+struct Next {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+
+  Next() = default;
+  Next(const Matrix& m, int64_t first, int64_t panels)
+      : data(m.data + first * PanelBytes(m.format, m.cols)), bytes(panels * PanelBytes(m.format, m.cols)) {}
+};
+
 // Rows 16 * first .. of `panels` (1 or 2) panels of m for tokens t0 .. t0 + tokens - 1 into out[token - t0][row].
 inline void MultiplyPanels(const Activations& a, const Matrix& m, int64_t first, int panels, int64_t t0, int64_t tokens,
-                           float* out, int64_t out_stride) {
+                           float* out, int64_t out_stride, Next next = {}) {
+  if (tokens == 0) return;
   const int64_t panel_bytes = PanelBytes(m.format, m.cols);
   const uint8_t* panel = m.data + first * panel_bytes;
   // Tiles of nearly equal height: eight tokens are 4 + 4, not 6 + 2, whose second tile would be mostly overhead.
-  const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
+  const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens, units = Units(m.cols);
+  const int64_t lines = (next.bytes + kLine - 1) / kLine, step = (lines + tiles * units - 1) / (tiles * units) * kLine;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t t = tile * tokens / tiles;
     const int count = static_cast<int>((tile + 1) * tokens / tiles - t);
-    TileOf(m.format, count)(a, t0 + t, panel, panel_bytes, panels, out + t * out_stride, out_stride);
+    // What is asked for past the last of `next` is a few lines of what follows it, or of nothing: no harm.
+    const int64_t begin = tile * units * step;
+    const Ahead ahead{next.data + begin, begin < next.bytes ? step : 0};
+    TileOf(m.format, count)(a, t0 + t, panel, panel_bytes, panels, ahead, out + t * out_stride, out_stride);
   }
 }
 
@@ -218,12 +249,13 @@ struct Product {
   float* out;
 
   int64_t pairs() const { return (Panels(m.rows) + 1) / 2; }
+  int64_t PanelsOf(int64_t pair) const { return std::min<int64_t>(2, Panels(m.rows) - 2 * pair); }
 
-  void Pair(int64_t pair) const {
+  void Pair(int64_t pair, Next next) const {
     const int64_t first = 2 * pair, row = first * kRows;
-    const int panels = static_cast<int>(std::min<int64_t>(2, Panels(m.rows) - first));
+    const int panels = static_cast<int>(PanelsOf(pair));
     if (row + panels * kRows <= m.rows) {
-      MultiplyPanels(*a, m, first, panels, 0, a->rows, out + row, m.rows);
+      MultiplyPanels(*a, m, first, panels, 0, a->rows, out + row, m.rows, next);
       return;
     }
     float part[kTileTokens * 2 * kRows];  // the last rows of a matrix whose height is no multiple of 16
@@ -265,12 +297,24 @@ struct Products {
   }
   Products(const Product* products_, int count, int threads) : products(products_), cut(Pairs(products_, count), threads) {}
 
-  void operator()(int64_t item) const {
+  // The product that a pair belongs to, and its number there.
+  std::pair<const Product*, int64_t> At(int64_t pair) const {
+    const Product* product = products;
+    for (; pair >= product->pairs(); ++product) pair -= product->pairs();
+    return {product, pair};
+  }
+
+  // next_item: the one this thread does afterwards, or -1.
+  void operator()(int64_t item, int64_t next_item) const {
     for (int64_t pair = cut.begin(item); pair < cut.end(item); ++pair) {
-      int64_t local = pair;
-      int i = 0;
-      while (local >= products[i].pairs()) local -= products[i++].pairs();
-      products[i].Pair(local);
+      const auto [product, local] = At(pair);
+      const int64_t then = pair + 1 < cut.end(item) ? pair + 1 : next_item < 0 ? -1 : cut.begin(next_item);
+      Next next;
+      if (then >= 0) {
+        const auto [to, at] = At(then);
+        next = Next(to->m, 2 * at, to->PanelsOf(at));
+      }
+      product->Pair(local, next);
     }
   }
 };
@@ -285,7 +329,7 @@ void Linear(const LinearArguments& arguments, Pool& pool, uint8_t* workspace) {
   Phase rows(a.rows), panels(multiply.cut.items());
   pool.Run([&](int) {
     rows.Share([&](int64_t t) { PrepareRow(a, t, arguments.x + t * a.cols, nullptr, 0, wanted); });
-    panels.Share(multiply);
+    panels.ShareAhead(LooksAhead(a.rows), multiply);
   });
 }
 

@@ -33,6 +33,20 @@ class Phase {
     Await(mine);
   }
 
+  // The same for a body(item, next) that may want to know which item this thread does next, to ask memory for it; -1
+  // where there is none, and without `ahead`. With it a thread holds two items at a time, and the last ones are shared
+  // out less evenly.
+  template <typename Body>
+  __attribute__((always_inline)) void ShareAhead(bool ahead, Body&& body) {
+    if (!ahead) return Share([&](int64_t i) { body(i, -1); });
+    int64_t mine = 0;
+    for (int64_t i = Draw(), next; i < items_; i = next, ++mine) {
+      next = Draw();
+      body(i, next < items_ ? next : -1);
+    }
+    Await(mine);
+  }
+
  private:
   __attribute__((always_inline)) int64_t Draw() { return next_.fetch_add(1, std::memory_order_relaxed); }
   // Counts `mine` items as done and waits for the others.

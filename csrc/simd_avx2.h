@@ -83,6 +83,13 @@ inline void StoreInts(int32_t* p, Ints x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.hi);
 }
 inline Ints AddInts(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+// Sum of the lanes, which must not overflow.
+inline int32_t SumInts(Ints x) {
+  const __m256i h = _mm256_add_epi32(x.lo, x.hi);
+  const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+  const __m128i e = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
+  return _mm_cvtsi128_si32(_mm_add_epi32(e, _mm_shuffle_epi32(e, 1)));
+}
 inline Ints ShiftLeft(Ints a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
 inline Ints ShiftRight(Ints a, int bits) {  // zeros come in
   return {_mm256_srli_epi32(a.lo, bits), _mm256_srli_epi32(a.hi, bits)};
@@ -184,6 +191,9 @@ inline Ints DotSmall4(Ints acc, Bytes w, Bytes a) {
   return {DotSmallHalf(acc.lo, w.lo, a.lo), DotSmallHalf(acc.hi, w.hi, a.hi)};
 }
 
-inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Ask for the line of p: into the first cache, and into the second. Inlined always: GCC takes a function that only
+// prefetches for one without effect and drops calls of it.
+inline __attribute__((always_inline)) void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline __attribute__((always_inline)) void PrefetchL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace gemworks::avx2

@@ -8,13 +8,19 @@
 
 #include <cstdint>
 
+// With GEMWORKS_BF16_DOTS defined before it, the same and products of bf16 pairs (AVX512-BF16), as a set of its own.
+#if defined(GEMWORKS_BF16_DOTS)
+#define GEMWORKS_NS avx512_bf16
+#define GEMWORKS_ISA_NAME "avx512_bf16"
+#else
 #define GEMWORKS_NS avx512
 #define GEMWORKS_ISA_NAME "avx512_vnni"
+#endif
 // Accumulators that fit the registers beside the operands: tokens x panels of a matrix-product tile (linear.inl).
 #define GEMWORKS_TILE_TOKENS 6
 #define GEMWORKS_TILE_PANELS 2
 
-namespace gemworks::avx512 {
+namespace gemworks::GEMWORKS_NS {
 
 constexpr int kLanes = 16;
 
@@ -52,6 +58,8 @@ inline Ints SetInts(int32_t x) { return _mm512_set1_epi32(x); }
 inline Ints LoadInts(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void StoreInts(int32_t* p, Ints x) { _mm512_storeu_si512(p, x); }
 inline Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+// Sum of the lanes, which must not overflow.
+inline int32_t SumInts(Ints x) { return _mm512_reduce_add_epi32(x); }
 inline Ints ShiftLeft(Ints a, int bits) { return _mm512_slli_epi32(a, bits); }
 inline Ints ShiftRight(Ints a, int bits) { return _mm512_srli_epi32(a, bits); }  // zeros come in
 // yes[i] where a[i] > b[i] (signed), else no[i].
@@ -101,6 +109,28 @@ inline Ints Dot4(Ints acc, Bytes w, Bytes a) { return _mm512_dpbusd_epi32(acc, w
 // Dot4 where w is at most 127, as nibbles are: half the work where there is no such instruction (simd_avx2.h).
 inline Ints DotSmall4(Ints acc, Bytes w, Bytes a) { return Dot4(acc, w, a); }
 
-inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+#if defined(GEMWORKS_BF16_DOTS)
+// Lanes of two bf16 numbers, the even one in the low half. Numbers below 2^-126 count as zero here.
+inline Ints LoadPairs(const uint16_t* even, const uint16_t* odd) {
+  const Ints low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+  const Ints high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+  return Or(low, ShiftLeft(high, 16));
+}
+// To nearest, ties to even.
+inline Ints ToPairs(Floats even, Floats odd) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(odd, even)));
+}
+// acc[i] += a[i].even * b[i].even + a[i].odd * b[i].odd; two or three roundings, in an order that is the processor's.
+inline Floats DotPairs(Floats acc, Ints a, Ints b) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#endif
 
-}  // namespace gemworks::avx512
+// Ask for the line of p: into the first cache, and into the second. Inlined always: GCC takes a function that only
+// prefetches for one without effect and drops calls of it.
+inline __attribute__((always_inline)) void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline __attribute__((always_inline)) void PrefetchL2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+}  // namespace gemworks::GEMWORKS_NS

@@ -92,6 +92,8 @@ inline void StoreInts(int32_t* p, Ints x) {
   vst1q_s32(p + 12, x.v3);
 }
 inline Ints AddInts(Ints a, Ints b) { return GEMWORKS_EACH2(vaddq_s32, a, b); }
+// Sum of the lanes, which must not overflow.
+inline int32_t SumInts(Ints x) { return vaddvq_s32(vaddq_s32(vaddq_s32(x.v0, x.v2), vaddq_s32(x.v1, x.v3))); }
 inline Ints ShiftLeft(Ints a, int bits) {
   const Ints by = SetInts(bits);
   return GEMWORKS_EACH2(vshlq_s32, a, by);
@@ -195,7 +197,10 @@ inline int32x4_t DotQuarter(int32x4_t acc, uint8x16_t w, uint8x16_t a) {
 // acc[i] += sum over j of w[i][j] * a[i][j], w unsigned (at most 255), a signed. No saturation.
 inline Ints Dot4(Ints acc, Bytes w, Bytes a) { return GEMWORKS_EACH3(DotQuarter, acc, w, a); }
 
-inline void Prefetch(const void* p) { __builtin_prefetch(p); }
+// Ask for the line of p: into the first cache, and into the second. Inlined always: GCC takes a function that only
+// prefetches for one without effect and drops calls of it.
+inline __attribute__((always_inline)) void Prefetch(const void* p) { __builtin_prefetch(p); }
+inline __attribute__((always_inline)) void PrefetchL2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #undef GEMWORKS_EACH
 #undef GEMWORKS_EACH2

@@ -21,7 +21,7 @@ import numpy as np
 
 from gemworks.engine.engine import Engine
 from gemworks.engine.runner import Runner
-from gemworks.engine.types import SamplingParams
+from gemworks.engine.types import Request, SamplingParams
 from gemworks.model import costs
 from gemworks.model.config import RELEASED, TextConfig
 from gemworks.model.gemma3 import build
@@ -64,17 +64,18 @@ class Ours:
 
     def __init__(self, config: TextConfig, weights: dict[str, np.ndarray]):
         model = build(config, lambda name, _shape: jax.device_put(weights[name], may_alias=True))
-        self._engine = Engine(Runner(model, context=2048), vocab=config.vocab_size)
+        self._engine = Engine(Runner(model, context=2048))
 
     def measure(self, prompt: list[int], answer: int) -> tuple[float, float]:
-        self._engine.forget()
-        for _ in self._engine.generate(prompt, SamplingParams(temperature=0.0, max_tokens=answer)):
+        params = SamplingParams(temperature=0.0, max_tokens=answer)
+        handle = self._engine.submit(Request(prompt=tuple(prompt), params=params, use_cache=False))
+        for _ in handle:
             pass
-        return self._engine.timings.prefill_per_second, self._engine.timings.decode_per_second
+        return handle.timings().prefill_per_second, handle.timings().decode_per_second
 
     def best(self, prompt: list[int]) -> list[int]:
         params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=True, top_logprobs=10)
-        [event] = self._engine.generate(prompt, params)
+        [event] = self._engine.submit(Request(prompt=tuple(prompt), params=params, use_cache=False))
         assert event.logprob is not None
         return [token for token, _ in event.logprob.top]
 

@@ -7,6 +7,9 @@ namespace gemworks {
 namespace avx512 {
 void TestSimd();
 }
+namespace avx512_bf16 {
+void TestSimd();
+}
 namespace avx2 {
 void TestSimd();
 }

@@ -14,7 +14,7 @@ namespace {
 char g_case[256] = "";
 int g_cases = 0;
 int g_failures = 0;
-std::map<std::string, uint64_t> g_seen;
+std::map<std::string, uint64_t> g_seen, g_seen_here;
 
 uint64_t Hash(uint64_t hash, const void* data, size_t bytes) {  // FNV-1a
   const uint8_t* p = static_cast<const uint8_t*>(data);
@@ -49,9 +49,9 @@ void Fail(const char* format, ...) {
 int Cases() { return g_cases; }
 int Failures() { return g_failures; }
 
-bool Same(const char* key, const void* data, size_t bytes) {
+bool Same(const char* key, const void* data, size_t bytes, bool everywhere) {
   const uint64_t hash = Hash(kHashStart, data, bytes);
-  const auto [found, is_new] = g_seen.emplace(key, hash);
+  const auto [found, is_new] = (everywhere ? g_seen : g_seen_here).emplace(key, hash);
   if (!is_new && found->second != hash) {
     Fail("not the bits that another instruction set or number of threads gave");
     return false;

@@ -27,6 +27,9 @@ constexpr int kThreads[] = {1, 2, 5};
 
 constexpr uint64_t Bit(Feature feature) { return uint64_t{1} << static_cast<uint32_t>(feature); }
 
+constexpr uint64_t kVnni =
+    Bit(Feature::kAvx512F) | Bit(Feature::kAvx512BW) | Bit(Feature::kAvx512VL) | Bit(Feature::kAvx512Vnni);
+
 struct Isa {
   const char* name;
   uint64_t needs;
@@ -38,9 +41,8 @@ constexpr Isa kIsas[] = {
 #if defined(__aarch64__)
     {"neon", Bit(Feature::kNeon) | Bit(Feature::kDotProd), neon::TestSimd, NeonKernels},
 #else
-    {"avx512_vnni",
-     Bit(Feature::kAvx512F) | Bit(Feature::kAvx512BW) | Bit(Feature::kAvx512VL) | Bit(Feature::kAvx512Vnni),
-     avx512::TestSimd, Avx512Kernels},
+    {"avx512_bf16", kVnni | Bit(Feature::kAvx512Bf16), avx512_bf16::TestSimd, Avx512Bf16Kernels},
+    {"avx512_vnni", kVnni, avx512::TestSimd, Avx512Kernels},
     {"avx2", Bit(Feature::kAvx2) | Bit(Feature::kFma), avx2::TestSimd, Avx2Kernels},
 #endif
 };

@@ -130,7 +130,9 @@ void TestInts() {
       pick[i] = x > y ? x : y / 2;
       as_float[i] = static_cast<float>(x);
     }
-    int32_t halves[kLanes];
+    int32_t all = 0, halves[kLanes], small[kLanes];
+    for (int i = 0; i < kLanes; ++i) all += small[i] = sum[i] / kLanes;
+    if (SumInts(LoadInts(small)) != all) Fail("SumInts: want %d, got %d", all, SumInts(LoadInts(small)));
     for (int i = 0; i < kLanes; ++i) halves[i] = b[i] / 2;
     const Ints va = LoadInts(a + 1), vb = LoadInts(b);
     ExpectInts(sum, AddInts(va, vb), "AddInts");
@@ -144,6 +146,36 @@ void TestInts() {
     ExpectInts(both, SetInts(a[1]), "SetInts");
   }
 }
+
+#if defined(GEMWORKS_BF16_DOTS)
+void TestPairs() {
+  Begin("LoadPairs, ToPairs, DotPairs");
+  Random random(9);
+  for (int round = 0; round < 2000; ++round) {
+    float even[kLanes], odd[kLanes], acc[kLanes];
+    uint16_t bits[2][kLanes], other[2][kLanes];
+    int32_t want[kLanes], pairs[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      even[i] = random.Between(-1, 1) * std::ldexp(1.0f, random.Below(40) - 20), odd[i] = random.Between(-9, 9);
+      acc[i] = random.Between(-4, 4);
+    }
+    StoreBf16(bits[0], Load(even)), StoreBf16(bits[1], Load(odd));
+    StoreBf16(other[0], Load(acc)), StoreBf16(other[1], Load(even));
+    for (int i = 0; i < kLanes; ++i) want[i] = static_cast<int32_t>(static_cast<uint32_t>(bits[1][i]) << 16 | bits[0][i]);
+    ExpectInts(want, ToPairs(Load(even), Load(odd)), "ToPairs");
+    StoreInts(pairs, LoadPairs(bits[0], bits[1]));
+    ExpectInts(want, LoadInts(pairs), "LoadPairs");
+    float got[kLanes];
+    Store(got, DotPairs(Load(acc), LoadPairs(bits[0], bits[1]), LoadPairs(other[0], other[1])));
+    for (int i = 0; i < kLanes; ++i) {
+      const auto value = [](uint16_t x) { return static_cast<double>(FromBits(static_cast<uint32_t>(x) << 16)); };
+      const double a = value(bits[0][i]) * value(other[0][i]), b = value(bits[1][i]) * value(other[1][i]);
+      const double bound = 3 * std::ldexp(std::fabs(acc[i]) + std::fabs(a) + std::fabs(b), -24);
+      if (!(std::fabs(got[i] - (acc[i] + a + b)) <= bound)) Fail("DotPairs: want %.9g, got %.9g", acc[i] + a + b, static_cast<double>(got[i]));
+    }
+  }
+}
+#endif
 
 void TestToInts() {
   Begin("ToInts");
@@ -346,6 +378,9 @@ void TestExpBelowZero() {
 void TestSimd() {
   TestFloats();
   TestAcrossLanes();
+#if defined(GEMWORKS_BF16_DOTS)
+  TestPairs();
+#endif
   TestInts();
   TestToInts();
   TestNarrowFloats();

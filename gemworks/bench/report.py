@@ -10,7 +10,7 @@ _TITLES = {
     "batch": "8 texts decoded together (128 in, 32 out)",
     "prefill-8k": "prefill, 8,192 tokens",
     "decode-8k": "decode, 32 tokens after 8,192",
-    "matmul": "the matrices of a prefill of 512",
+    "matmul": "a prefill of 512 without attention and head",
     "start": "a fresh process, 16 tokens of prompt",
     "memory": "a fresh process, 512 in, 32 out",
 }
@@ -34,6 +34,9 @@ def _head(report: dict[str, Any]) -> Iterable[str]:
             f"{fma} GMAC/s fp32 ({peaks['fma_name']})"
         )
     for row in report["answers"]:
+        if row["agree"] is None:
+            yield f"  answers not compared: {row['ours']} and {row['rival']}, {row['why_not_compared']}"
+            continue
         agree = "agree" if row["agree"] else "DISAGREE"
         yield (
             f"  answers {agree}: {row['ours']} and {row['rival']}, scores {row['relative_distance']:.1%} apart, "

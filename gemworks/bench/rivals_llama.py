@@ -78,9 +78,14 @@ class LlamaCpp:
     def batch(self, prompts: list[list[int]], count: int) -> float:
         """As llama-batched-bench: all prompts in common batches, then a token of every sequence a step."""
         self.prepare(max(map(len, prompts)) + count, len(prompts))
+        return self.streams(prompts, count)["decode_seconds"]
+
+    def streams(self, prompts: list[list[int]], count: int) -> dict[str, float]:
+        """The same in a context that `prepare` made; seconds in all, of the prompts, of decoding, and its rate."""
         self._clear()
         entries = [(id, at, sequence) for sequence, ids in enumerate(prompts) for at, id in enumerate(ids)]
         batch = self._api.llama_batch_init(_BATCH, 0, 1)
+        begun = time.perf_counter()
         try:
             for first in range(0, len(entries), _BATCH):
                 self._decode_entries(batch, entries[first : first + _BATCH], scored=False)
@@ -88,9 +93,15 @@ class LlamaCpp:
             for i in range(count):
                 step = [(int(self._next[i + 64 * s]), len(ids) + i, s) for s, ids in enumerate(prompts)]
                 self._decode_entries(batch, step, scored=True)
-            return time.perf_counter() - started
+            ended = time.perf_counter()
         finally:
             self._api.llama_batch_free(batch)
+        return {
+            "seconds": ended - begun,
+            "prompt_seconds": started - begun,
+            "decode_seconds": ended - started,
+            "decode_per_second": len(prompts) * count / (ended - started),
+        }
 
     def scores(self, ids: list[int], wanted: list[int]) -> tuple[int, list[float]]:
         """Return the likeliest next token and the logits of the `wanted` ones."""

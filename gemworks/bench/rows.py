@@ -4,7 +4,7 @@ decode    64 tokens after one token            every system        tokens/s; byt
 prefill   a prompt of 512                      every system        tokens/s; multiply-adds a second
 batch     8 texts of 128, 32 tokens each       all but OpenVINO    tokens/s in all
 long      a prompt of 8192, then 32 tokens     ours, int8 table    two rows: prefill-8k, decode-8k
-matmul    the matrices of the blocks at 512    ours, int8 table    multiply-adds a second
+matmul    the blocks at 512, no attention      ours, int8 table    multiply-adds a second
 start     a fresh process, a prompt of 16      ours, int8 table    seconds to the first token
 memory    a fresh process, 512 and 32 tokens   ours, int8 table    peak memory over weights and KV
 """

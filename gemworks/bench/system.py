@@ -1,6 +1,7 @@
 """The one interface behind which ours, its twin on ops/xla and the rivals are measured, and how they are named.
 
     ours int4-b32+int8      this package, blocks in the first format, embedding and head in the second
+    engine int4-b32+int8    the same with many sequences at once (engine_ours.py)
     xla bf16                this package on ops/xla alone (GEMWORKS_BACKEND=xla), as it runs without a C++ compiler
     llama.cpp q4_0          a GGUF file of the same weights, 8-bit embedding
     llama.cpp q4_0-pure     4 bits everywhere
@@ -13,7 +14,7 @@ Standard library only: OpenVINO's worker runs in another Python.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-Engine = Literal["ours", "xla", "llama.cpp", "openvino"]
+Engine = Literal["ours", "engine", "xla", "llama.cpp", "openvino"]
 
 
 # Each rival -> which of ours it is compared with: the one of the same formats, else the main one.

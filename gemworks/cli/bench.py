@@ -69,6 +69,67 @@ def cpu(
     console.line(json_module.dumps(about | {"models": reports}))
 
 
+def engine(
+    model: Annotated[str, typer.Option(metavar="SIZE|DIR", help="A size of random weights, or a directory.")] = "1b",
+    scenario: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="all, or some of load,streams,prefix,chat,fairness,speculation,host."),
+    ] = "load",
+    rate: Annotated[float, typer.Option(metavar="R", help="Requests a second; arrivals are a Poisson process.")] = 1.0,
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long requests arrive.")] = 30.0,
+    prompt: Annotated[int, typer.Option(metavar="N", help="Tokens of a short prompt.")] = 128,
+    answer: Annotated[int, typer.Option(metavar="N", help="Tokens of an answer.")] = 64,
+    shared_prefix: Annotated[int, typer.Option(metavar="N", help="Tokens that every prompt begins with.")] = 0,
+    mix: Annotated[
+        str, typer.Option(metavar="KINDS", help="short, long (8 times that), or both: long,short.")
+    ] = "short",
+    keys: Annotated[int, typer.Option(metavar="N", help="Keys that requests belong to, in turn.")] = 1,
+    sequences: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences that run at once.")] = 16,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Counted rounds of what is repeated.")] = 3,
+    format: Annotated[str, typer.Option(metavar="FORMAT", help="bf16, or blocks+embedding.")] = "int4-b32+int8",
+    kv: Annotated[str | None, typer.Option(metavar="TYPE", help="bfloat16, int8 or float32.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Other arrivals and prompts.")] = 0,
+    rivals: Annotated[str, typer.Option(metavar="NAMES", help="all (if installed), none, or llama.cpp.")] = "all",
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: the usable cores.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where the models lie or are made. Default: the cache.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the load. Needs matplotlib.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON line only.")] = False,
+) -> None:
+    """Offer the engine a load, or ask it one of the questions it has targets for; ends with a JSON line."""
+    from gemworks import env
+    from gemworks.bench import engine as bench
+    from gemworks.bench import engine_report
+    from gemworks.bench.engine_scenarios import Setting
+    from gemworks.bench.rivals import find
+
+    names = bench.check_names(scenario)
+    load = bench.make_load(
+        rate=rate,
+        seconds=seconds,
+        prompt=prompt,
+        answer=answer,
+        shared_prefix=shared_prefix,
+        mix=mix,
+        keys=keys,
+        seed=seed,
+    )
+    has_rival = "streams" in names and find(rivals).llama_cpp
+    if plot is not None:
+        engine_report.check_plot(names)
+    folder, threads = folder or env.cache() / "bench", threads or machine.threads()
+    found = bench.find_systems(model, folder, format, console.note, threads=threads, has_rival=has_rival)
+    setting = Setting(load=load, sequences=sequences, repeats=repeats, kv=kv)
+    report = bench.run(bench.Plan(names=names, setting=setting, log=folder / "workers.log", **found), console.note)
+    if not json:
+        console.line(engine_report.text(report) + "\n")
+    if plot is not None:
+        engine_report.draw([report], plot)
+    about = {"bench": "engine", "gemworks": gemworks.__version__, "machine": _machine()}
+    console.line(json_module.dumps(about | bench.without_samples(report)))
+
+
 def make_random(
     size: Annotated[str, typer.Argument(help="270m, 1b, 4b, 12b or 27b.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")],
@@ -112,6 +173,7 @@ def make_random(
 
 
 app.command("cpu", help=cpu.__doc__)(cpu)
+app.command("engine", help=engine.__doc__)(engine)
 app.command("make-random", help=make_random.__doc__)(make_random)
 
 

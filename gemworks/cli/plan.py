@@ -21,6 +21,11 @@ REPORT_WEIGHTS_GB = {
     "27b": {"bf16": 54.0, "int4": 14.1, "int4-b32": 15.3, "sfp8": 27.4},
 }
 
+KV_TYPES = ("bfloat16", "int8", "float32")
+
+# Formats that the CPU kernels compute in; others are bf16 in memory, or become it (docs/plan.md).
+WITH_KERNELS = ("int4", "int4-b32", "sfp8", "int8", "int8-b32")
+
 _DEFAULT_CONTEXT = 8192  # as gemworks.llm, which imports more than a plan needs
 
 
@@ -33,9 +38,21 @@ def plan(
     embed: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="The embedding's and head's. Default: the same.")
     ] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Plan an engine that runs so many texts at once, with its prefix cache."),
+    ] = None,
+    cache: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Tokens of the prefix cache beside running texts.")
+    ] = 0,
+    kv: Annotated[str, typer.Option(metavar="TYPE", help=f"Keys and values: {', '.join(KV_TYPES)}.")] = "bfloat16",
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,
 ) -> None:
     """Show what a model needs in memory at a context and format, and whether it fits here."""
+    if kv not in KV_TYPES:
+        raise ConfigError(f'--kv must be one of {", ".join(KV_TYPES)}, got "{kv}".')
+    if cache and sequences is None:
+        raise ConfigError("--cache is a part of an engine's memory: say for how many texts with --sequences.")
     for option, value in (("--format", format), ("--embed", embed)):
         if value is not None and value not in FORMATS:
             raise ConfigError(f'{option} must be one of {", ".join(FORMATS)}, got "{value}".')
@@ -44,7 +61,9 @@ def plan(
         context = min(_DEFAULT_CONTEXT, config.max_positions)
     elif not 1 <= context <= config.max_positions:
         raise ConfigError(f"--context must be between 1 and {config.max_positions:,} for {model}, got {context:,}.")
-    facts = make_plan(model, config, size, context, format, embed)
+    facts = make_plan(model, config, size, context, format, embed, kv_type=kv)
+    if sequences is not None:
+        facts["engine"] = plan_engine(config, facts, sequences=sequences, cache_tokens=cache)
     if json:
         console.emit_json(facts)
     else:
@@ -52,7 +71,14 @@ def plan(
 
 
 def make_plan(
-    model: str, config, size: str | None, context: int, format: str | None, embed: str | None = None
+    model: str,
+    config,
+    size: str | None,
+    context: int,
+    format: str | None,
+    embed: str | None = None,
+    *,
+    kv_type: str = "bfloat16",
 ) -> dict[str, Any]:
     """Return the plan as `--json` prints it. The top-level figures are for `format`, bf16 where it is None.
 
@@ -62,7 +88,7 @@ def make_plan(
     from gemworks.model import costs
 
     memory = machine.memory()
-    kv, kv_full = costs.kv_bytes(config, context), costs.kv_bytes(config, context, windowed=False)
+    kv, kv_full = (costs.kv_bytes(config, context, windowed=windowed, kv=kv_type) for windowed in (True, False))
     formats = {}
     for name in FORMATS:
         weights = costs.weight_bytes(config, name, embed_format=embed)
@@ -82,6 +108,7 @@ def make_plan(
         "format": format or "bf16",
         "embed_format": embed,
         **formats[format or "bf16"],
+        "kv": kv_type,
         "kv_bytes": kv,
         "kv_int8_bytes": costs.kv_bytes(config, context, kv="int8"),
         "kv_full_bytes": kv_full,
@@ -93,6 +120,46 @@ def make_plan(
         },
         "formats": formats,
         "machine": {"memory_bytes": memory.total, "available_bytes": memory.available},
+    }
+
+
+def plan_engine(config, facts: dict[str, Any], *, sequences: int, cache_tokens: int) -> dict[str, Any]:
+    """Return what an engine takes for `sequences` texts of the context at once: pools to the byte, the rest estimated.
+
+    The top-level figures are for the plan's format; "formats" has the total of each, and whether it fits here.
+    """
+    from gemworks.engine.memory import LARGEST_CHUNK, LargestStep, plan_kv, plan_memory
+
+    kv = plan_kv(
+        config, context=facts["context"], max_sequences=sequences, kv_dtype=facts["kv"], cache_tokens=cache_tokens
+    )
+    available = facts["machine"]["available_bytes"]
+    formats = {}
+    for name, row in facts["formats"].items():
+        step = LargestStep(
+            tokens=LARGEST_CHUNK + sequences,
+            rows=sequences + 1,
+            has_kernels=name in WITH_KERNELS,
+            is_quantized=False,
+        )
+        plan = plan_memory(config, kv, weight_bytes=row["weights_bytes"], step=step)
+        formats[name] = {
+            "workspace_bytes": plan.workspace_bytes,
+            "total_bytes": plan.total_bytes,
+            "fits": plan.total_bytes <= available if available else None,
+        }
+    return {
+        "sequences": sequences,
+        "kv_bytes": kv.total_bytes,
+        "pages_bytes": kv.pages_bytes,
+        "rings_bytes": kv.rings_bytes,
+        "local_pages_bytes": kv.local_pages_bytes,
+        "pages": kv.pages,
+        "page_size": kv.page_size,
+        "cache_tokens": kv.cache_tokens,
+        "process_bytes": plan.process_bytes + plan.compile_bytes,
+        **formats[facts["format"]],
+        "formats": formats,
     }
 
 
@@ -126,12 +193,15 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
             ("layers", f"{layers['local']} local{window}, {layers['global']} global"),
             ("context", f"{facts['context']:,} tokens, one sequence"),
             ("KV cache", f"{console.size(facts['kv_bytes'])} as Gemworks keeps it: local layers keep their window"),
-            ("", f"{console.size(facts['kv_int8_bytes'])} with --kv int8"),
+            *([] if facts["kv"] == "int8" else [("", f"{console.size(facts['kv_int8_bytes'])} with --kv int8")]),
             ("", f"{console.size(facts['kv_full_bytes'])} as the report counts: every layer keeps everything"),
             ("this machine", f"{console.size(memory['memory_bytes'])}, {console.size(memory['available_bytes'])} free"),
         ]
     )
     console.line()
+    if "engine" in facts:
+        _draw_engine(facts, facts["engine"], formats)
+        return
     with_report = any(facts["formats"][name]["report_weights_gb"] for name in formats)
     headers = ["FORMAT", "WEIGHTS", "REPORT SAYS", "WITH KV", "WITH FULL KV", "FITS HERE"]
     rows = [
@@ -156,3 +226,32 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
         console.line(f"\nWEIGHTS are of the text model; its vision tower ({vision} in bf16) is not loaded.")
     if facts["embed_format"]:
         console.line(f"\nEmbedding and head are counted in {facts['embed_format']}.")
+
+
+def _draw_engine(facts: dict[str, Any], engine: dict[str, Any], formats: tuple[str, ...]) -> None:
+    """The engine's pools, and a line for each format."""
+    texts = f"{engine['sequences']} text{'s' if engine['sequences'] > 1 else ''} at once"
+    beside = f" and {engine['cache_tokens']:,} tokens of cache" if engine["cache_tokens"] else ""
+    console.pairs(
+        [
+            ("engine", f"{texts}, each up to {facts['context']:,} tokens, keys and values in {facts['kv']}"),
+            ("pages", f"{console.size(engine['pages_bytes'])} for global layers: room for all of them{beside}"),
+            ("rings", f"{console.size(engine['rings_bytes'])} for local layers: a window for each"),
+            ("windows", f"{console.size(engine['local_pages_bytes'])} of local layers in the prefix cache"),
+            ("process", f"{console.size(engine['process_bytes'])} for Python, jax and compiled programs (estimated)"),
+        ]
+    )
+    console.line()
+    rows = [
+        [
+            name,
+            console.size(facts["formats"][name]["weights_bytes"]),
+            console.size(engine["kv_bytes"]),
+            console.size(engine["formats"][name]["workspace_bytes"]),
+            console.size(engine["formats"][name]["total_bytes"]),
+            {True: "yes", False: "no", None: "unknown"}[engine["formats"][name]["fits"]],
+        ]
+        for name in formats
+    ]
+    headers = ["FORMAT", "WEIGHTS", "KV AND CACHE", "WORKSPACE", "TOTAL", "FITS HERE"]
+    console.columns(headers, rows, right=range(1, len(headers) - 1))

@@ -36,12 +36,12 @@ def run(
     quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Quantize: int4-b32, int8 ...")] = None,
     embed: Annotated[str | None, typer.Option(metavar="FORMAT", help="The embedding's format, int8.")] = None,
     kv: Annotated[str | None, typer.Option(metavar="TYPE", help="Keys and values: bfloat16 or int8.")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Not in this release.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter, as PEFT saves it.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Times and rates, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of text.")] = False,
 ) -> None:
     """Ask a model (a prompt, or text on stdin), or without a prompt talk to it."""
-    _refuse_what_comes_later(image, adapter)
+    _refuse_what_comes_later(image)
     flags: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -61,7 +61,7 @@ def run(
     text = read_prompt(prompt)
     if text is None and json:
         raise ConfigError("--json needs a prompt, as an argument or on stdin; a conversation has no single answer.")
-    chosen = {"quant": quant, "embed": embed, "kv": kv}
+    chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}
     weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
     session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
     if text is None:
@@ -95,7 +95,7 @@ def open_session(
 ) -> Session:
     """Load `model` with a bar on stderr and return a conversation with it.
 
-    weights: dtype, quant, embed and kv of LLM.
+    weights: dtype, quant, embed, kv and adapter of LLM.
     """
     from gemworks.weights import hub
 
@@ -192,10 +192,6 @@ def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _refuse_what_comes_later(image: list[Path] | None, adapter: Path | None) -> None:
+def _refuse_what_comes_later(image: list[Path] | None) -> None:
     if image:
         raise ConfigError("--image: this release reads no images; describe the picture in words, or wait for the next.")
-    if adapter is not None:
-        raise ConfigError(
-            "--adapter: this release loads no adapters. Merge the adapter into its model and run the merged directory."
-        )

@@ -26,3 +26,7 @@ class RingPool:
         """Give a ring back."""
         assert ring not in self._free, f"ring {ring} is released twice"
         self._free.append(ring)
+
+    def audit(self) -> None:
+        """Assert that every ring is there once at most."""
+        assert len(set(self._free)) == len(self._free) and all(0 <= ring < self.num_rings for ring in self._free)

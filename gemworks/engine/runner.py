@@ -1,31 +1,87 @@
-"""Runs compiled steps of one model over its KV pools. It knows shapes and arrays, not requests.
+"""Runs compiled steps of one model over its KV pools. It knows shapes and arrays; requests are the engine's.
 
-A step is compiled for (rows, columns): decode is one column, prefill a few fixed chunk sizes; lengths, positions and
-page tables are data. The cache is donated to every step, so it is updated in place and never copied.
+A step is compiled for a `StepShape` (step.py): lengths, positions and page tables are data. The cache is donated to
+every step, so it is updated in place and never copied. A step is launched and read apart: while the device computes
+one, the host prepares the next.
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemworks.engine.batch import Row, make_batch
+from gemworks.engine import transfers
 from gemworks.engine.pages import PagePool
+from gemworks.engine.plan import Action, CopyPage, Limits, LoadRing, RowPlan, Run, SaveRing, StepPlan
 from gemworks.engine.programs import ProgramStore
 from gemworks.engine.rings import RingPool
-from gemworks.engine.sampler import RowSampler, SampleResult, choose, choose_call, read_choice, score_tokens
+from gemworks.engine.sampler import (
+    RowSampler,
+    SampleResult,
+    full_arguments,
+    full_choice,
+    read_full,
+    row_params,
+    score_tokens,
+)
+from gemworks.engine.scores import SCORE_ROWS
 from gemworks.engine.sequence import Sequence
+from gemworks.engine.step import FROM_DEVICE, RowInput, StepExtra, StepOutput, StepShape, pack, run_step
+from gemworks.engine.types import MAX_TOP_LOGPROBS
+from gemworks.errors import RequestError
 from gemworks.memory import give_back_freed_memory
-from gemworks.model.gemma3 import Batch, Gemma3
-from gemworks.ops.kv import new_page_kv, new_ring_kv
+from gemworks.model.gemma3 import Gemma3
+from gemworks.ops.kv import Array, new_page_kv, new_ring_kv
 
 PAGE_SIZE = 16
 
-# Columns of a prefill step. A chunk is padded to the next of these, so at most three quarters of it are wasted; each is
-# one more program to compile (4 to 8 s for 1B on two cores).
-PREFILL_COLUMNS = (16, 64, 256, 512)
+# Columns of a prefill step. A chunk is padded to the next of these, so at most half of it is wasted; each is one more
+# program to compile (4 to 8 s for 1B on two cores).
+PREFILL_COLUMNS = (16, 32, 64, 128, 256, 512)
+
+# Rows that may carry drafts in one step: with more, what is refused costs more than what is accepted saves.
+MAX_DRAFT_ROWS = 4
+
+# Columns of a row that carries a draft: the token that is known and 3 or 7 that are guessed.
+DRAFT_COLUMNS = (4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The next tokens of one sequence that is run by hand (`Runner.forward`)."""
+
+    sequence: Sequence
+    ids: list[int]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A launched step: `read` waits for it and returns what each row drew, `states` the chunk's hidden states."""
+
+    plan: StepPlan
+    output: StepOutput | None
+    places: list[tuple[int, int]]  # of each row: its first place among the wanted states, and how many it has
+    finish: Callable[["Pending"], list[list[SampleResult] | RequestError]]
+    compiled_s: float  # the runner's compile_s when it was launched
+    columns: int = 1  # of its decode rows
+    launched_s: float = field(default_factory=time.perf_counter)
+
+    def read(self) -> list[list[SampleResult] | RequestError]:
+        """Return the draws of every row of the plan: none, one, or one for each of 1 + len(draft) places.
+
+        A row whose request cannot draw (its mask allows nothing) has its error instead.
+        """
+        return [] if self.output is None else self.finish(self)
+
+    def states(self) -> jax.Array:
+        """Return h_PD of the prefill row's chunk, padding included."""
+        assert self.output is not None
+        return self.output.h_PD
 
 
 class Runner:
@@ -37,173 +93,365 @@ class Runner:
         *,
         context: int,
         num_sequences: int = 1,
+        vocab: int | None = None,
+        num_pages: int | None = None,
+        num_local_pages: int = 0,
+        draft: int = 0,
+        chunks: tuple[int, ...] = PREFILL_COLUMNS,
         kv_dtype=None,
         page_size: int = PAGE_SIZE,
         programs: ProgramStore | None = None,
     ):
-        """`context` is the longest sequence in tokens. kv_dtype None is bf16, or fp32 for an fp32 model; or "int8".
+        """`context` is the longest sequence in tokens, `num_sequences` how many run at once.
 
-        `programs` keeps compiled steps between starts; None: only jax's own cache does, where one is set.
+        vocab: ids from there on have embedding rows but no meaning, and are never drawn (None: all have). num_pages:
+        of the global layers, without the reserved one (None: every sequence may reach the context). num_local_pages: of
+        the local layers, for the prefix cache. draft: longest draft of speculation. chunks: columns of a prefill step,
+        ascending. kv_dtype None is bf16, or fp32 for an fp32 model; or "int8". `programs` keeps compiled steps between
+        starts; None: only jax's own cache does, where one is set.
         """
         self.config = model.config
         self.context = context
+        self.vocab = self.config.vocab_size if vocab is None else vocab
         self.table_width = -(-context // page_size)
         spec = self.config.local_spec
         self.window = spec.window if spec else None
-        self.pages = PagePool(num_sequences * self.table_width + 1, page_size)
-        # A text never needs more slots than it has positions.
-        self.rings = RingPool(num_sequences, min(self.window or 1, max(context, 1)))
-        self.compile_s = 0.0
+        pages = num_sequences * self.table_width if num_pages is None else num_pages
+        self.pages = PagePool(pages + 1, page_size)
+        self.local_pages = PagePool(num_local_pages + 1, page_size) if num_local_pages and spec else None
+        self.rings = RingPool(num_sequences, ring_slots(self.window, context, page_size, draft))
+        self.limits = Limits(
+            max_sequences=num_sequences,
+            context=context,
+            page_size=page_size,
+            window=self.window,
+            slots=self.rings.slots,
+            chunks=chunks,
+            draft=draft,
+        )
+        self.compile_s, self.num_compiled = 0.0, 0
         # A model is hundreds of small Python objects: flattening them each step costs more than calling the program.
         self._leaves, self._structure = jax.tree.flatten(model)
         self._head = model.embed.weight if model.head is None else model.head.weight
         if kv_dtype is None:
             kv_dtype = jnp.float32 if model.embed.weight.dtype == jnp.float32 else jnp.bfloat16
-        heads = (self.config.num_kv_heads, self.config.head_dim, kv_dtype)
-        self._new_layers = lambda: tuple(
-            new_ring_kv(num_sequences, self.rings.slots, *heads)
-            if layer.is_local
-            else new_page_kv(self.pages.num_pages, page_size, *heads)
-            for layer in self.config.layers
-        )
-        self._kv = self._new_kv()
-        self._programs = {}
+        self._heads = (self.config.num_kv_heads, self.config.head_dim, kv_dtype)
+        self._programs: dict[tuple, Any] = {}
         self._store = programs
+        self.reset()
 
     @property
     def model(self) -> Gemma3:
         """The model, put together again from its arrays."""
         return jax.tree.unflatten(self._structure, self._leaves)
 
-    def new_sequence(self) -> Sequence:
-        """Return an empty sequence of this runner's pools."""
-        return Sequence(self.pages, self.rings, window=self.window)
+    def is_intact(self) -> bool:
+        """Whether the pools are there: a step that fails after it was given them takes them along."""
+        return not any(pool.is_deleted() for pool in (*self._kv, *self._local, self._last_X))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pools: pages, rings and the prefix cache's local pages."""
+        return sum(pool.nbytes for pool in (*self._kv, *self._local))
+
+    def reset(self) -> None:
+        """Make all pools anew, empty. What owns pages and rings is not told."""
+        self._kv, self._kv_structure = self._zeros(self._new_layers)
+        self._local, self._local_structure = self._zeros(self._new_local_layers)
+        self._last_X = jax.device_put(np.zeros(self.rings.num_rings + 1, np.int32), may_alias=False)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def launch(self, plan: StepPlan, extra: StepExtra | None = None, see: Seq[int] | None = None) -> Pending:
+        """Start the actions and the computation of a plan and return at once; `Pending.read` waits.
+
+        extra: what a step with image tokens or adapters needs; see: last position that each chunk token may see.
+        """
+        for action in plan.before:
+            self.transfer(action)
+        pending = Pending(plan, None, [], self._read, self.compile_s)
+        if plan.rows:
+            shape = self.shape_of(plan, extra)
+            decode = [row_input(row) for row in plan.decode]
+            chunk = None if plan.prefill is None else row_input(plan.prefill, see)
+            pending.places = [(r * shape.columns, row.count) for r, row in enumerate(plan.decode)]
+            pending.places += [(shape.wanted - 1, 1)] * (plan.prefill is not None)
+            params = self._params(plan, shape, pending.places)
+            pending.columns = shape.columns
+            pending.output = self.call(shape, pack(shape, decode, chunk, params), extra)
+        for action in plan.after:
+            self.transfer(action)
+        return pending
+
+    def shape_of(self, plan: StepPlan, extra: StepExtra | None = None) -> StepShape:
+        """Return the shape a plan is padded to."""
+        columns = max((row.count for row in plan.decode), default=1)
+        columns = next(c for c in (1, *DRAFT_COLUMNS) if c >= columns)
+        rows = self.decode_rows(len(plan.decode), mixed=plan.prefill is not None)
+        chunk = 0 if plan.prefill is None else self.columns_for(plan.prefill.count)
+        soft = extra is not None and extra.soft is not None
+        adapters = extra is not None and extra.adapters is not None
+        return StepShape(rows, columns, chunk, self.table_width, soft=soft, adapters=adapters)
+
+    def decode_rows(self, rows: int, *, mixed: bool) -> int:
+        """Return the number of rows that `rows` decoding sequences are padded to, in a step with a chunk or without."""
+        if not rows:
+            return 0
+        most = self.limits.max_sequences
+        # Beside a chunk, padding rows cost little and programs cost seconds: few sizes.
+        sizes = sorted({min(4, most), most}) if mixed else decode_sizes(most)
+        return next(size for size in sizes if size >= rows)
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make every program that a plan may need, but for steps with images or adapters. Sequences lose nothing."""
+        empty = np.zeros((0, self.config.model_dim), np.float32)
+        jobs: list[Callable[[], object]] = [
+            lambda shape=shape: self.call(shape, pack(shape, (), None, None), None) for shape in self.shapes()
+        ]
+        jobs += [lambda R=R: self.draw(empty, [], [], rows=R) for R in draw_sizes(self.limits.max_sequences)]
+        states_SD = np.zeros((SCORE_ROWS, self.config.model_dim), np.float32)
+        jobs.append(lambda: self.score(states_SD, np.zeros(SCORE_ROWS, np.int32)))
+        jobs.append(lambda: self.transfer(CopyPage(0, 0)))
+        if self.local_pages is not None:
+            jobs += [lambda kind=kind: self.transfer(kind(0, ())) for kind in (SaveRing, LoadRing)]
+        for i, job in enumerate(jobs):
+            job()
+            if progress is not None:
+                progress(i + 1, len(jobs))
+
+    def shapes(self) -> list[StepShape]:
+        """Return every shape that plans without images and adapters are padded to."""
+        sizes = decode_sizes(self.limits.max_sequences)
+        beside = sorted({self.decode_rows(rows, mixed=True) for rows in sizes})
+        columns = [1, *(c for c in DRAFT_COLUMNS if c <= self.limits.draft + 1)]
+        parts = [(rows, C, 0) for rows in sizes for C in columns if C == 1 or rows <= MAX_DRAFT_ROWS]
+        parts += [(0, 1, chunk) for chunk in self.limits.chunks]
+        parts += [(rows, 1, chunk) for rows in beside for chunk in self.limits.chunks]
+        return [StepShape(*part, self.table_width) for part in parts]
 
     def columns_for(self, tokens: int) -> int:
-        """Return the smallest compiled chunk that holds `tokens` tokens, or the largest there is."""
-        return next((c for c in (1, *PREFILL_COLUMNS) if c >= tokens), PREFILL_COLUMNS[-1])
+        """Return the smallest compiled chunk that holds `tokens` tokens."""
+        return next(c for c in self.limits.chunks if c >= tokens)
 
     def forward(self, rows: Seq[Row], *, every_token: bool = False) -> jax.Array:
-        """Compute and store the rows' tokens; return h_SD after the final norm.
+        """Compute and store the tokens of sequences run by hand; return h_SD after the final norm.
 
         S is one row each (its last real token), or with `every_token` R * columns with padding included.
         """
-        batch, wanted_S = self._batch(rows, every_token)
-        return self._run(self._step(batch, len(rows), wanted_S), rows, batch, wanted_S)[0]
-
-    def forward_and_choose(self, rows: Seq[Row], samplers: list[RowSampler]) -> list[SampleResult]:
-        """Compute and store the rows' tokens and return the next token of each: `forward` and `choose` in one program.
-
-        Calling a program of hundreds of arguments takes half a millisecond, a twentieth of a token of 270M.
-        """
-        batch, wanted_S = self._batch(rows, False)
-        call = choose_call(samplers)
-        chosen, structure = jax.tree.flatten((call.params, call.penalties))
-        program = self._step(batch, len(rows), wanted_S, (call, chosen, structure))
-        ids_R, *logprob = self._run(program, rows, batch, wanted_S, chosen)
-        return read_choice(samplers, ids_R, tuple(logprob) or None)
-
-    def _batch(self, rows: Seq[Row], every_token: bool) -> tuple[Batch, np.ndarray]:
-        """Reserve room for the rows and return the step's arrays, with the tokens whose hidden states are wanted."""
-        columns = self.columns_for(max(len(row.ids) for row in rows))
+        columns = next(c for c in (1, *PREFILL_COLUMNS) if c >= max(len(row.ids) for row in rows))
         for row in rows:
             row.sequence.reserve(row.sequence.stored + len(row.ids))
-        batch = make_batch(rows, columns, table_width=self.table_width, config=self.config)
-        if every_token:
-            return batch, np.arange(len(rows) * columns, dtype=np.int32)
-        return batch, np.asarray([r * columns + len(row.ids) - 1 for r, row in enumerate(rows)], np.int32)
-
-    def _run(self, program, rows: Seq[Row], batch: Batch, wanted_S: np.ndarray, chosen: list | None = None) -> list:
-        """Call a step's program on the cache and note what the rows have stored."""
+        shape = StepShape(len(rows), columns, 0, self.table_width)
+        inputs = [RowInput(row.ids, row.sequence.stored, row.sequence.ring, row.sequence.table) for row in rows]
         try:
-            out, self._kv = program(self._leaves, self._kv, jax.tree.leaves(batch), wanted_S, chosen or [])
+            out = self.call(shape, pack(shape, inputs, None, None), None)
         except BaseException:
             # The old cache was given away and the new one never arrived (Ctrl-C, out of memory): start empty. Sequences
-            # that are not in this step lose theirs too; with one sequence there are none.
-            self._kv = self._new_kv()
+            # that are not in this step lose theirs too.
+            self.reset()
             for row in rows:
                 row.sequence.rewind(0)
             raise
         for row in rows:
             row.sequence.append(row.ids)
-        return out
+        if every_token:
+            return out.h_SD
+        return out.h_SD[np.asarray([r * columns + len(row.ids) - 1 for r, row in enumerate(rows)])]
 
-    def choose(self, h_RD: jax.Array, samplers: list[RowSampler]) -> list[SampleResult]:
-        """Return the next token of every row, with what it asked to be told about it."""
-        call = choose_call(samplers)
-        static = {"vocab": call.vocab, "short": call.short, "top": call.top}
-        arguments, structure = jax.tree.flatten((self._head, h_RD, call.params, call.penalties))
-        key = ("choose", len(samplers), call.key)
-        if key not in self._programs:
+    def new_sequence(self) -> Sequence:
+        """Return an empty sequence of this runner's pools, to be run by hand."""
+        return Sequence(self.pages, self.rings, window=self.window)
 
-            def choose_flat(arguments):
-                chosen = choose(*jax.tree.unflatten(structure, arguments), **static)
-                return jax.tree.leaves(chosen)
+    def score(self, h_SD: Array, ids_S: np.ndarray):
+        """Return (logprob_S of the ids, values_Sn, top_ids_Sn) under the hidden states before them.
 
-            self._programs[key] = self._compiled((key, structure), jax.jit(choose_flat), arguments)
-        ids_R, *logprob = self._programs[key](arguments)
-        return read_choice(samplers, ids_R, tuple(logprob) or None)
-
-    def score(self, h_SD: jax.Array, ids_S: np.ndarray, *, vocab: int, top: int):
-        """Return (logprob_S of the ids, values_Sn, top_ids_Sn) under the hidden states before them."""
-        key = ("score", h_SD.shape, vocab, top)
+        n is MAX_TOP_LOGPROBS whatever is asked, so that there is one program, or the vocabulary where that is smaller.
+        """
+        top = min(MAX_TOP_LOGPROBS, self.vocab)
         arguments, structure = jax.tree.flatten((self._head, h_SD, ids_S))
-        if key not in self._programs:
 
-            def score_flat(arguments):
-                return score_tokens(*jax.tree.unflatten(structure, arguments), vocab=vocab, top=top)
+        def score_flat(arguments):
+            return score_tokens(*jax.tree.unflatten(structure, arguments), vocab=self.vocab, top=top)
 
-            self._programs[key] = self._compiled((key, structure), jax.jit(score_flat), arguments)
-        return self._programs[key](arguments)
+        return self._program(("score", h_SD.shape, self.vocab, top, structure), score_flat, (arguments,))(arguments)
 
-    def _new_kv(self) -> list[jax.Array]:
-        """Return an empty cache as its arrays; flattening hundreds of objects at each step would cost more than that.
+    def transfer(self, action: Action) -> None:
+        """Start a copy between sequences and the prefix cache."""
+        entries = transfers.entries_of(action, page_size=self.pages.page_size, slots=self.rings.slots)
+        width = max(self.limits.chunks[-1], self.rings.slots) // self.pages.page_size + 1
+        for at in range(0, max(len(entries), 1), width):
+            table, count = transfers.padded(entries[at : at + width], width)
+            if isinstance(action, CopyPage):
+                self._copy("copy_pages", (table, count))
+            else:
+                kind = "load_ring" if isinstance(action, LoadRing) else "save_ring"
+                self._copy(kind, (np.asarray(action.ring, np.int32), table, count))
 
-        An empty cache is zeros. Copied from numpy: jnp.zeros compiles a program for every shape, 0.1 s in all.
-        """
-        shapes, self._kv_structure = jax.tree.flatten(jax.eval_shape(self._new_layers))
-        return [jax.device_put(np.zeros(one.shape, one.dtype), may_alias=False) for one in shapes]
+    # -- programs ------------------------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch, num_rows: int, wanted_S: np.ndarray, choice=None):
-        """Return the program of a batch of these shapes: (leaves, kv, its leaves, wanted_S, chosen) -> (out, kv).
+    def call(self, shape: StepShape, control: np.ndarray, extra: StepExtra | None = None) -> StepOutput:
+        """Start a step given as a control vector (step.pack); the pools are its own until the next call."""
+        more, more_structure = jax.tree.flatten(extra)
+        structures = (self._structure, self._kv_structure, more_structure)
 
-        out is [h_SD]; with `choice`, (ChooseCall, its leaves, their structure), what `choose` gives for those rows. It
-        takes and returns lists of arrays: structures of our own classes could not be kept on disk.
-        """
-        key = ("step", batch.ids_T.shape, num_rows, wanted_S.shape, choice and choice[0].key)
-        if key not in self._programs:
-            arrays, structure = jax.tree.flatten(batch)
-            structures = (self._structure, self._kv_structure, structure)
-            call, chosen, choice_structure = choice or (None, [], None)
+        def step(leaves, kv, last_X, control, more):
+            model, layers, told = (
+                jax.tree.unflatten(*pair) for pair in zip(structures, (leaves, kv, more), strict=True)
+            )
+            window = self.window or 0
+            out, layers, last_X = run_step(
+                model, layers, last_X, control, told, shape=shape, window=window, vocab=self.vocab
+            )
+            return [out.drawn_S, out.h_SD, out.h_PD], jax.tree.leaves(layers), last_X
 
-            def step(leaves, kv, batch, wanted_S, chosen):
-                model, kv, batch = (
-                    jax.tree.unflatten(*pair) for pair in zip(structures, (leaves, kv, batch), strict=True)
-                )
-                h_TD, kv = model(batch, kv)
-                h_SD = h_TD[wanted_S]
-                if call is None:
-                    return [h_SD], jax.tree.leaves(kv)
-                head = model.embed.weight if model.head is None else model.head.weight
-                params, penalties = jax.tree.unflatten(choice_structure, chosen)
-                out = choose(head, h_SD, params, penalties, vocab=call.vocab, short=call.short, top=call.top)
-                return jax.tree.leaves(out), jax.tree.leaves(kv)
+        key = ("step", shape, self.vocab, structures)
+        arguments = (self._leaves, self._kv, self._last_X, control, more)
+        out, self._kv, self._last_X = self._program(key, step, arguments, donate=(1, 2))(*arguments)
+        return StepOutput(*out)
 
-            function = jax.jit(step, donate_argnums=1)
-            arguments = (self._leaves, self._kv, arrays, wanted_S, chosen)
-            self._programs[key] = self._compiled((key, structures, choice_structure), function, *arguments)
-        return self._programs[key]
+    def _copy(self, kind: str, arguments: tuple) -> None:
+        function, structures = getattr(transfers, kind), (self._kv_structure, self._local_structure)
 
-    def _compiled(self, key: tuple, function, *arguments):
-        """Return the program of `function` for arguments like these, compiled or as an earlier start left it.
+        def copy(kv, local, arguments):
+            layers = jax.tree.unflatten(structures[0], kv)
+            if kind == "copy_pages":
+                return jax.tree.leaves(function(layers, *arguments))
+            return jax.tree.leaves(function(layers, jax.tree.unflatten(structures[1], local), *arguments))
+
+        saves = kind == "save_ring"
+        values = (self._kv, self._local if kind != "copy_pages" else [], list(arguments))
+        program = self._program((kind, structures, len(arguments[-2])), copy, values, donate=(1,) if saves else (0,))
+        if saves:
+            self._local = program(*values)
+        else:
+            self._kv = program(*values)
+
+    def _program(self, key: tuple, function, arguments: tuple, donate: tuple[int, ...] = ()):
+        """Return the program of `function` for arguments like these: at hand, compiled, or as an earlier start left it.
 
         `key` says all else that it depends on, the structures it makes of its arguments included.
         """
+        if key in self._programs:
+            return self._programs[key]
         started = time.perf_counter()
+        jitted = jax.jit(function, donate_argnums=donate)
         if self._store is None:
-            program = function.lower(*arguments).compile()
+            program = jitted.lower(*arguments).compile()
         else:
-            program = self._store.get(key, arguments, lambda: function.lower(*arguments))
+            program = self._store.get(key, arguments, lambda: jitted.lower(*arguments))
+        self._programs[key] = program
         give_back_freed_memory()
+        self.num_compiled += 1
         self.compile_s += time.perf_counter() - started
         return program
+
+    # -- draws ---------------------------------------------------------------------------------------------------
+
+    def _params(self, plan: StepPlan, shape: StepShape, places: list[tuple[int, int]]):
+        """Return how each wanted state is drawn; None where the program need not read the head."""
+        samplers: list[Any] = [None] * shape.wanted
+        offsets = [0] * shape.wanted
+        for row, (first, count) in zip(plan.rows, places, strict=True):
+            if row.draws and not row.run.sampler.needs_full:
+                ahead = row.run.drawn - row.run.sampler.index
+                samplers[first : first + count] = [row.run.sampler] * count
+                offsets[first : first + count] = range(ahead, ahead + count)
+        return row_params(samplers, offsets) if any(samplers) else None
+
+    def _read(self, pending: Pending) -> list[list[SampleResult] | RequestError]:
+        rows, places = pending.plan.rows, pending.places
+        full = [i for i, row in enumerate(rows) if row.draws and row.run.sampler.needs_full]
+        masks = {i: _mask_of(rows[i].run) for i in full}  # while the device computes
+        assert pending.output is not None
+        drawn_S = np.asarray(pending.output.drawn_S)
+        results: list[list[SampleResult] | RequestError] = []
+        for row, (first, count) in zip(rows, places, strict=True):
+            ids = drawn_S[first : first + count] if row.draws else ()
+            results.append([SampleResult(int(i), None) for i in ids])
+        for i, mask in masks.items():
+            if isinstance(mask, RequestError):
+                results[i] = mask
+        full = [i for i in full if not isinstance(masks[i], RequestError)]
+        if full:
+            h_SD = np.asarray(pending.output.h_SD)
+            at = [sum(places[i]) - 1 for i in full]
+            drawn = self.draw(h_SD[at], [rows[i].run.sampler for i in full], [masks[i] for i in full])
+            for i, result in zip(full, drawn, strict=True):
+                results[i] = [result]
+        return results
+
+    def draw(self, h_RD: np.ndarray, samplers: list[RowSampler], masks: list, *, rows: int = 0) -> list[SampleResult]:
+        """Return what rows draw that ask for more than a step's program does, from their hidden states."""
+        R = next(size for size in draw_sizes(self.limits.max_sequences) if size >= max(len(samplers), rows))
+        padding = R - len(samplers)
+        h_RD = np.concatenate([h_RD, np.zeros((padding, h_RD.shape[1]), h_RD.dtype)])
+        told = full_arguments([*samplers, *[None] * padding], [*masks, *[None] * padding], vocab=self.vocab)
+        arguments, structure = jax.tree.flatten((self._head, h_RD, *told))
+
+        def draw_flat(arguments):
+            return full_choice(*jax.tree.unflatten(structure, arguments), vocab=self.vocab)
+
+        key = ("draw", R, told[1].ids_RP.shape, self.vocab, structure)
+        return read_full(samplers, *self._program(key, draw_flat, (arguments,))(arguments))
+
+    # -- pools ---------------------------------------------------------------------------------------------------
+
+    def _new_layers(self):
+        return tuple(
+            new_ring_kv(self.rings.num_rings, self.rings.slots, *self._heads)
+            if layer.is_local
+            else new_page_kv(self.pages.num_pages, self.pages.page_size, *self._heads)
+            for layer in self.config.layers
+        )
+
+    def _new_local_layers(self):
+        if self.local_pages is None:
+            return ()
+        pages, size = self.local_pages.num_pages, self.local_pages.page_size
+        return tuple(new_page_kv(pages, size, *self._heads) for layer in self.config.layers if layer.is_local)
+
+    def _zeros(self, layers: Callable) -> tuple[list[jax.Array], Any]:
+        """Return empty pools as their arrays; flattening hundreds of objects at each step would cost more than that.
+
+        An empty pool is zeros. Copied from numpy: jnp.zeros compiles a program for every shape, 0.1 s in all.
+        """
+        shapes, structure = jax.tree.flatten(jax.eval_shape(layers))
+        return [jax.device_put(np.zeros(one.shape, one.dtype), may_alias=False) for one in shapes], structure
+
+
+def row_input(row: RowPlan, see: Seq[int] | None = None) -> RowInput:
+    """Return a row as the step takes it; tokens that are not known yet are the device's."""
+    run, end = row.run, row.start + row.count - len(row.draft)
+    ids = [*run.tokens[row.start : end], *row.draft]
+    if not ids:
+        ids = [FROM_DEVICE]
+    assert len(ids) == row.count, (len(ids), row)
+    assert run.ring is not None
+    return RowInput(ids, row.start, run.ring, run.table, run.slot, see)
+
+
+def ring_slots(window: int | None, context: int, page_size: int, draft: int = 0) -> int:
+    """Return the positions a ring holds: the window and a draft, in whole pages, and never more than a text has."""
+    wanted = min((window or 1) + draft, context)
+    return -(-wanted // page_size) * page_size
+
+
+def _mask_of(run: Run):
+    """What a run's mask allows now, or the error to end it with."""
+    try:
+        return run.sampler.mask_words(run.answer)
+    except RequestError as error:
+        return error
+    except Exception as error:
+        return RequestError(f"the mask of this request raised {type(error).__name__}: {error}")
+
+
+def draw_sizes(most: int) -> list[int]:
+    """Return the numbers of rows that draws apart from a step are compiled for: few, as each is a large program."""
+    return [*(size for size in (1, 4) if size < most), most]
+
+
+def decode_sizes(most: int) -> list[int]:
+    """Return the numbers of rows that decode steps are compiled for: powers of two up to the most."""
+    sizes = [1 << i for i in range(most.bit_length()) if 1 << i < most]
+    return [*sizes, most]

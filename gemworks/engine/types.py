@@ -1,22 +1,26 @@
 """What goes into the engine and what comes out: token ids, never text. Plain Python; no jax.
 
-The offline loop (engine/engine.py) and the scheduler speak these types; text, stop strings and chat live above.
+The scheduler (engine/scheduler.py) and the engine (engine/engine.py) speak these types; text, stop strings and chat
+live above.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gemworks.errors import RequestError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+
+# generate: draw tokens. score: log-probabilities of the prompt's own tokens. embed: the mean of its final states.
+RequestKind = Literal["generate", "score", "embed"]
 
 MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. Order: penalties, bias, temperature, top-k, top-p, min-p, draw (as transformers).
+    """How the next token is chosen. Order: penalties, bias, mask, temperature, top-k, top-p, min-p, draw.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 switch a filter off. `repetition_penalty` counts prompt and
     answer (as transformers), presence and frequency penalties count the answer only (as OpenAI). A seed fixes
@@ -55,6 +59,53 @@ class SamplingParams:
         need(0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"between 0 and {MAX_TOP_LOGPROBS}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftSpan:
+    """Tokens [start, start + length) of a prompt that stand for an image: their embeddings come from an encoder.
+
+    They attend both ways among themselves, so a chunk never ends inside. `key` says which image it is: equal keys,
+    equal embeddings. `embed()` returns them, [length, D] fp32 as the first layer takes them, where they are not cached.
+    """
+
+    start: int
+    length: int
+    key: Hashable
+    embed: Callable[[], Any]
+
+    @property
+    def end(self) -> int:
+        """Position after the span."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a caller wants computed.
+
+    n: answers to one prompt; answer i draws with seed + i. key: whose request it is, for fairness (an account, a
+    client). priority: higher is sooner among requests of one key; across keys each level doubles the share. deadline_s:
+    by the engine's clock (time.monotonic); a request that is not done then ends with what it has. adapter: name of a
+    loaded LoRA adapter. mask: called with the answer tokens so far before each draw, returns the allowed ids as bits
+    (uint32 words, id i is bit i % 32 of word i // 32) or None for all. score_from: first prompt position whose
+    log-probability is wanted (kind "score"). use_cache False neither reads nor feeds the prefix cache. name: what
+    messages and logs call it.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    kind: RequestKind = "generate"
+    n: int = 1
+    key: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
+    spans: tuple[SoftSpan, ...] = ()
+    adapter: str | None = None
+    mask: Callable[[list[int]], Any] | None = None
+    score_from: int = 1
+    use_cache: bool = True
+    name: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability (natural log) of one token at its place, and the likeliest tokens there, best first."""
@@ -66,11 +117,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One answer token. `finish_reason` is set on the last event; a stop id ends the answer with token_id None."""
+    """One answer token. `finish_reason` is set on the last event; a stop id ends the answer with token_id None.
+
+    `index` says which of a request's n answers it belongs to.
+    """
 
     token_id: int | None
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +134,7 @@ class Timings:
 
     load_s: float = 0.0
     compile_s: float = 0.0  # compiling, or reading the compile cache; once a process; in none of the rates
+    queue_s: float = 0.0  # before the first step; in none of the rates
     prefill_s: float = 0.0
     decode_s: float = 0.0
     prefill_tokens: int = 0  # computed, so without the cached ones

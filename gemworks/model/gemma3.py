@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from gemworks import ops
 from gemworks.model.attention import Attention
 from gemworks.model.config import LayerSpec, TextConfig
-from gemworks.model.layers import Embedding, Linear, RMSNorm
+from gemworks.model.layers import Embedding, Linear, RMSNorm, SoftTokens
+from gemworks.model.lora import Adapters, adapt
 from gemworks.model.rope import rope_tables
 from gemworks.ops.kv import Array, AttentionPlan, FullPlan, LayerKV
 
@@ -31,12 +32,18 @@ from gemworks.ops.kv import Array, AttentionPlan, FullPlan, LayerKV
 
 
 class Batch(eqx.Module):
-    """What one step computes: T tokens, their positions, and one attention plan for each kind of layer."""
+    """What one step computes: T tokens, their positions, and one attention plan for each kind of layer.
+
+    soft: embeddings that stand in for those of some tokens. adapter_T: int32, the slot of each token's LoRA adapter, 0
+    for none; read where the model is called with adapters.
+    """
 
     ids_T: Array
     position_T: Array
     local_plan: AttentionPlan
     global_plan: AttentionPlan
+    soft: SoftTokens | None = None
+    adapter_T: Array | None = None
 
 
 class FeedForward(eqx.Module):
@@ -76,10 +83,13 @@ class Gemma3(eqx.Module):
     config: TextConfig = eqx.field(static=True)
 
     def __call__(
-        self, batch: Batch, kv: Sequence[LayerKV] | None = None
+        self, batch: Batch, kv: Sequence[LayerKV] | None = None, adapters: Adapters | None = None
     ) -> tuple[jax.Array, tuple[LayerKV | None, ...]]:
         """Return (h_TD after the final norm, fp32; the cache of every layer with the batch stored)."""
         x_TD = self.embed(batch.ids_T)
+        if batch.soft is not None:
+            x_TD = batch.soft.put(x_TD)
+        layers = self.layers if adapters is None else adapt(self.layers, adapters, batch.adapter_T)
         kinds = {}
         for spec, plan in ((self.config.local_spec, batch.local_plan), (self.config.global_spec, batch.global_plan)):
             if spec is not None:
@@ -87,7 +97,7 @@ class Gemma3(eqx.Module):
         # Traced once for each kind of layer, not for each layer (1B: 0.57 -> 0.13 s a program); XLA inlines the calls.
         block = jax.jit(lambda layer, *inputs: layer(*inputs))
         new_kv = []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             rope, plan = kinds[layer.spec]
             x_TD, layer_kv = block(layer, x_TD, rope, plan, None if kv is None else kv[i])
             new_kv.append(layer_kv)
@@ -98,7 +108,15 @@ class Gemma3(eqx.Module):
         return ops.linear(h_SD, self.embed.weight if self.head is None else self.head.weight)
 
 
-def full_batch(ids_T: Array, config: TextConfig, segment_T: Array | None = None) -> Batch:
+def full_batch(
+    ids_T: Array,
+    config: TextConfig,
+    segment_T: Array | None = None,
+    *,
+    see_T: Array | None = None,
+    soft: SoftTokens | None = None,
+    adapter_T: Array | None = None,
+) -> Batch:
     """Return a batch without a cache: whole texts, packed by segment id; positions restart in each (one text: None)."""
     T = ids_T.shape[0]
     if segment_T is None:
@@ -107,7 +125,8 @@ def full_batch(ids_T: Array, config: TextConfig, segment_T: Array | None = None)
     starts_T = jnp.concatenate([jnp.ones(1, bool), segment_T[1:] != segment_T[:-1]])
     position_T = index_T - jax.lax.cummax(jnp.where(starts_T, index_T, 0))
     window = config.local_spec.window if config.local_spec else None
-    return Batch(ids_T, position_T, FullPlan(position_T, segment_T, window), FullPlan(position_T, segment_T, None))
+    local, global_ = (FullPlan(position_T, segment_T, one, see_T) for one in (window, None))
+    return Batch(ids_T, position_T, local, global_, soft, adapter_T)
 
 
 def build(config: TextConfig, leaf) -> Gemma3:

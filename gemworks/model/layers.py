@@ -5,12 +5,13 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gemworks import ops
 from gemworks.ops.kv import Array
 
-# T tokens, D input width, F output width, V vocabulary rows
+# T tokens, D input width, F output width, V vocabulary rows, S soft tokens
 
 
 class Linear(eqx.Module):
@@ -47,3 +48,20 @@ class Embedding(eqx.Module):
     def __call__(self, ids_T: Array) -> jax.Array:
         """Return x_TD = weight[ids] * scale, in fp32."""
         return ops.embed(ids_T, self.weight, scale=self.scale)
+
+
+class SoftTokens(eqx.Module):
+    """Embeddings from an encoder that replace those of the table: token t takes row index_T[t], or none where it is -1.
+
+    rows_SD are as the first layer takes them: nothing scales or rounds them (spec 4.1). S is a shape of the program and
+    rows that no token takes are allowed. Without soft tokens a batch has None, and the program has no trace of them.
+    """
+
+    rows_SD: Array
+    index_T: Array  # int32
+
+    def put(self, x_TD: jax.Array) -> jax.Array:
+        """Return x_TD with the rows in their tokens' places."""
+        index_T = jnp.asarray(self.index_T)
+        rows_TD = jnp.asarray(self.rows_SD, jnp.float32)[jnp.maximum(index_T, 0)]
+        return jnp.where(index_T[:, None] >= 0, rows_TD, x_TD)

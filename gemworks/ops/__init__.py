@@ -1,12 +1,18 @@
 """The vocabulary of the model: what a backend must supply. Contracts here, meaning in ops/xla, choice in ops/select.
 
-Activations are fp32 arrays between ops; weights and caches keep their own dtype.
+Activations are fp32 arrays between ops; weights and caches keep their own dtype. The matrices of `linear`, `qkv` and
+`block_tail` may be `Adapted`: a layer with adapters is computed product by product, not in one kernel.
 """
 
-import jax
+import functools
+import itertools
 
-from gemworks.ops import select
-from gemworks.ops.kv import Array, AttentionPlan, LayerKV
+import jax
+import jax.numpy as jnp
+
+from gemworks.ops import adapted, select
+from gemworks.ops.adapted import Adapted
+from gemworks.ops.kv import Array, AttentionPlan, LayerKV, PartsPlan
 from gemworks.ops.weight import Weight
 
 # T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, E = N * H, V vocabulary rows, R rows,
@@ -18,9 +24,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     return select.implementation("rms_norm")(x, scale, eps=eps)
 
 
-def linear(x_TD: jax.Array, weight_FD: Weight) -> jax.Array:
-    """Return y_TF = x_TD @ weight_FD.T."""
-    return select.implementation("linear")(x_TD, weight_FD)
+def linear(x_TD: jax.Array, weight_FD: Weight | Adapted) -> jax.Array:
+    """Return y_TF = x_TD @ weight_FD.T, with what each token's adapter adds."""
+    return adapted.linear(x_TD, weight_FD, product=select.implementation("linear"))
 
 
 def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:
@@ -39,10 +45,20 @@ def geglu(gate_TF: jax.Array, up_TF: jax.Array) -> jax.Array:
 
 
 def qkv(
-    x_TD, gain_D, q: Weight, k: Weight, v: Weight, q_gain_H, k_gain_H, cos_TJ, sin_TJ, *, eps: float
+    x_TD,
+    gain_D,
+    q: Weight | Adapted,
+    k: Weight | Adapted,
+    v: Weight | Adapted,
+    q_gain_H,
+    k_gain_H,
+    cos_TJ,
+    sin_TJ,
+    *,
+    eps: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (q_TNH, k_TKH, v_TKH): norm, project, norm the heads of q and k, turn them. What a layer does first."""
-    implementation = select.implementation("qkv")
+    implementation = _block("qkv", q, k, v)
     return implementation(x_TD, gain_D, q, k, v, q_gain_H, k_gain_H, cos_TJ, sin_TJ, eps=eps)
 
 
@@ -50,7 +66,15 @@ def attention(
     q_TNH: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, plan: AttentionPlan, kv: LayerKV | None, *, scale: float
 ) -> tuple[jax.Array, LayerKV | None]:
     """Attend by the plan and store the chunk; return (out_TNH, kv). q and k are normed and turned already."""
-    return select.implementation("attention")(q_TNH, k_TKH, v_TKH, plan, kv, scale=scale)
+    attend = select.implementation("attention")
+    if not isinstance(plan, PartsPlan):
+        return attend(q_TNH, k_TKH, v_TKH, plan, kv, scale=scale)
+    ends = list(itertools.accumulate(plan.tokens))[:-1]
+    outs = []
+    for part, *qkv in zip(plan.parts, *(jnp.split(x, ends) for x in (q_TNH, k_TKH, v_TKH)), strict=True):
+        out_TNH, kv = attend(*qkv, part, kv, scale=scale)
+        outs.append(out_TNH)
+    return jnp.concatenate(outs), kv
 
 
 def block_tail(
@@ -59,15 +83,15 @@ def block_tail(
     attn_gain_D,
     ffw_gain_D,
     ffw_post_gain_D,
-    o: Weight,
-    gate: Weight,
-    up: Weight,
-    down: Weight,
+    o: Weight | Adapted,
+    gate: Weight | Adapted,
+    up: Weight | Adapted,
+    down: Weight | Adapted,
     *,
     eps: float,
 ) -> jax.Array:
     """Return x_TD after the output projection, the feed-forward branch and their residuals. What a layer does last."""
-    implementation = select.implementation("block_tail")
+    implementation = _block("block_tail", o, gate, up, down)
     return implementation(x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o, gate, up, down, eps=eps)
 
 
@@ -96,3 +120,10 @@ def draw(values_RQ: jax.Array, ids_RQ: jax.Array, params) -> jax.Array:
 def top_logprobs(logits_RV: jax.Array, chosen_R: jax.Array, *, top: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (logprob_R of the chosen, values_Rn and ids_Rn of the likeliest n = max(top, 1))."""
     return select.implementation("top_logprobs")(logits_RV, chosen_R, top=top)
+
+
+def _block(op: str, *weights: Weight | Adapted):
+    """The implementation of a block's op: the chosen one, or with adapters the twin, its products by `linear`."""
+    if any(isinstance(weight, Adapted) for weight in weights):
+        return functools.partial(select.twin(op), product=linear)
+    return select.implementation(op)

@@ -8,6 +8,16 @@ Everything that changes from step to step is data in the plan (start, count, rin
     global layers   PageKV + PagePlan    position p is slot p % B of page table[p // B]
     no cache        FullPlan             training and scoring: the chunk is the whole text
 
+Image spans: the tokens of a span see each other, also those after them. A plan that has any says for each query the
+last position it may see; all of those are in the chunk, because a chunk never ends inside a span (spec 5.3).
+
+    span at 3..5, window 3      keys ->  0 1 2 3 4 5 6
+                        query 2          1 1 1 . . . .
+                              3          . 1 1 1 1 1 .      ahead: to the end of the span, whatever the window
+                              4          . . 1 1 1 1 .      behind: the window, as for text
+                              5          . . . 1 1 1 .
+                              6          . . . . 1 1 1
+
 Page 0 is never owned by a sequence (engine/pages.py): padding is written there, unused table entries are 0, and nobody
 reads it unmasked.
 
@@ -58,32 +68,55 @@ class PageKV(eqx.Module):
 
 
 class RingPlan(eqx.Module):
-    """A step's plan for every local layer. start: tokens stored before this chunk; count: real columns; int32 all."""
+    """A step's plan for every local layer. start: tokens stored before this chunk; count: real columns; int32 all.
+
+    see_RC: the last position each query may see, for steps with image spans; what is below the query's own position
+    means that one, so text may be 0. None: its own for every query.
+    """
 
     start_R: Array
     count_R: Array
     ring_R: Array
     window: int = eqx.field(static=True)
+    see_RC: Array | None = None
 
 
 class PagePlan(eqx.Module):
-    """A step's plan for every global layer. table_RM: page of tokens [m * B, (m + 1) * B) of each row; int32 all."""
+    """A step's plan for every global layer. table_RM: page of tokens [m * B, (m + 1) * B) of each row; int32 all.
+
+    see_RC: as in RingPlan.
+    """
 
     start_R: Array
     count_R: Array
     table_RM: Array
+    see_RC: Array | None = None
 
 
 class FullPlan(eqx.Module):
-    """No cache: t sees s of its segment where 0 <= position[t] - position[s] < window (None: at any distance)."""
+    """No cache: t sees s of its segment where 0 <= position[t] - position[s] < window (None: at any distance).
+
+    see_T: the last position of its segment that each query may see, as see_RC of RingPlan.
+    """
 
     position_T: Array
     segment_T: Array
     window: int | None = eqx.field(static=True)
+    see_T: Array | None = None
+
+
+class PartsPlan(eqx.Module):
+    """A step of several parts, each R rows of C columns of its own: part i has the next tokens[i] of the T tokens.
+
+    No sequence is in two parts, so their order does not matter.
+    """
+
+    parts: tuple[RingPlan | PagePlan, ...]
+    tokens: tuple[int, ...] = eqx.field(static=True)
 
 
 LayerKV = RingKV | PageKV
-AttentionPlan = RingPlan | PagePlan | FullPlan
+AttentionPlan = RingPlan | PagePlan | FullPlan | PartsPlan
 
 
 def stored_as(dtype) -> np.dtype:

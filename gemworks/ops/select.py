@@ -61,6 +61,11 @@ def implementation(op: str) -> Callable:
     return _load(choose(op).backend, op)
 
 
+def twin(op: str) -> Callable:
+    """Return the function of ops/xla for `op`, whatever serves it here: some take parts of their work from outside."""
+    return _load("xla", op)
+
+
 def choose(op: str) -> BackendChoice:
     """Return the choice for `op`, honouring `force` and GEMWORKS_BACKEND.
 

@@ -9,11 +9,13 @@ transformers, where "user\n" followed by a text that begins with "\n\n" holds on
 What was said is trimmed as the published template does it: user and assistant text of surrounding white space, a
 system message not at all. Of a system message given as a list only the first part is used.
 
-Not here yet: images (their parts are refused). There is no tool or function role in Gemma 3.
+Not here: images, which are refused (images.py renders chats that have some). There is no tool or function role in
+Gemma 3.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from gemworks.errors import RequestError
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
     from gemworks.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "text" or a list of parts}, as OpenAI has it
+
+
+class Place(Enum):
+    """What a turn holds beside text."""
+
+    IMAGE = "image"
+
+
+Piece = str | Place
 
 _SPOKEN_BY = {"user": "user", "assistant": "model", "model": "model"}  # role -> name in the header
 
@@ -110,8 +121,14 @@ def is_gemma_template(text: str) -> bool:
     return _renders_as_gemma(text)
 
 
-def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """(`user` or `model`, text) of every turn, the system message folded into the first."""
+def turns(
+    messages: Sequence[Message], images: list[tuple[str, Mapping[str, Any]]] | None = None
+) -> list[tuple[str, list[Piece]]]:
+    """Return (`user` or `model`, what is said) of every turn, the system message folded into the first.
+
+    Image parts become Place.IMAGE and are appended to `images` with where they stand; without `images` they are
+    refused. Raises RequestError that names the message.
+    """
     if isinstance(messages, (str, Mapping)):
         raise RequestError(f"messages must be a list of messages, got a {type(messages).__name__}.")
     for i, message in enumerate(messages):
@@ -120,7 +137,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     preface, first = "", 0
     if messages and messages[0]["role"] == "system":
         preface, first = _system_text(messages[0]["content"]) + "\n\n", 1
-    turns = []
+    said = []
     for i, message in enumerate(messages[first:], start=first):
         role, wanted = message["role"], ("user", "assistant")[(i - first) % 2]
         if not isinstance(role, str) or role not in _SPOKEN_BY:
@@ -132,11 +149,15 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
                 f"messages[{i}]: roles must alternate user and assistant, beginning with user; "
                 f'wanted "{wanted}" here, got "{role}".'
             )
-        turns.append((_SPOKEN_BY[role], preface + _content_text(message["content"], i)))
+        said.append((_SPOKEN_BY[role], [preface, *_content(message["content"], i, images)]))
         preface = ""
-    if not turns:
+    if not said:
         raise RequestError(f"messages must hold at least one user message, got {len(messages)} messages without one.")
-    return turns
+    return said
+
+
+def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(name, "".join(piece for piece in pieces if isinstance(piece, str))) for name, pieces in turns(messages)]
 
 
 def _system_text(content: Any) -> str:
@@ -147,18 +168,31 @@ def _system_text(content: Any) -> str:
     raise RequestError(f"messages[0]: content must be a text or a list of parts, got {content!r:.80}.")
 
 
-def _content_text(content: Any, i: int) -> str:
+def _content(content: Any, i: int, images: list[tuple[str, Mapping[str, Any]]] | None) -> list[Piece]:
     if isinstance(content, str):
-        return content.strip()
-    if isinstance(content, Sequence):
-        return "".join(_part_text(part, f"messages[{i}].content[{j}]").strip() for j, part in enumerate(content))
-    raise RequestError(f"messages[{i}]: content must be a text or a list of parts, got {content!r:.80}.")
+        return [content.strip()]
+    if not isinstance(content, Sequence):
+        raise RequestError(f"messages[{i}]: content must be a text or a list of parts, got {content!r:.80}.")
+    pieces: list[Piece] = []
+    for j, part in enumerate(content):
+        where = f"messages[{i}].content[{j}]"
+        if images is not None and _is_image(part):
+            images.append((where, part))
+            pieces.append(Place.IMAGE)
+        else:
+            pieces.append(_part_text(part, where).strip())
+    return pieces
+
+
+def _is_image(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and "image" in kind
 
 
 def _part_text(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(kind, str) and "image" in kind:
+    if _is_image(part):
         raise RequestError(f"{where}: an image needs a model with eyes, got one for a text model.")
+    kind = part.get("type") if isinstance(part, Mapping) else None
     if kind != "text" or not isinstance(part.get("text"), str):
         raise RequestError(f'{where}: a part must be {{"type": "text", "text": ...}}, got {part!r:.80}.')
     return part["text"]

@@ -48,7 +48,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, path: Path):
         """Map and check the checkpoint at `path`. Raises as open_checkpoint does."""
-        weights = _find_weights(path)
+        weights = find_weights(path)
         directory = weights.directory
         self.path = path
         if not (directory / "config.json").is_file():
@@ -174,7 +174,7 @@ class _Weights(NamedTuple):
     index_path: Path | None
 
 
-def _find_weights(path: Path) -> _Weights:
+def find_weights(path: Path) -> _Weights:
     """The files that `path` means. A shard means the model it is part of."""
     if path.is_dir():
         indexes = sorted(path.glob("*" + _INDEX_SUFFIX))

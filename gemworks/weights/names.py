@@ -9,14 +9,16 @@ several ways (spec 3.1), and GGUF has names of its own:
     bare    layers.0...                          a text decoder saved without its head's class
     shield  A or B behind one more `model.`      ShieldGemma 2
 
-Vision and projector tensors are known and skipped (IGNORED); anything else is unknown (None). Patterns are anchored
-at both ends. Which names must be there, and with which shapes, is `expected_shapes`; the check is in strict.py.
+For the text model vision and projector tensors are known and skipped (IGNORED); anything else is unknown (None). The
+vision half has a table and functions of its own below, read only when an image comes (vision.py). Patterns are
+anchored at both ends. Which names must be there, with which shapes, is `expected_shapes`; the check is in strict.py.
 """
 
 import re
 from typing import Final, Literal, NamedTuple
 
 from gemworks.model.config import TextConfig
+from gemworks.model.vision_config import VisionConfig
 
 
 class _Ignored:
@@ -176,3 +178,110 @@ def expected_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 def is_norm(name: str) -> bool:
     """True for norm scales (ours-name): zero-centred in Hugging Face files, stored with 1 added in GGUF."""
     return name.endswith(".scale")
+
+
+# The vision half (spec 3.3). Axes: E tower width, G its feed-forward, P patches, C channels, s patch side, D decoder.
+# Prefixes: vision_tower.[vision_model.] or multi_modal_projector., behind up to two `model.`.
+VISION_TABLE: Final = (
+    Row("vision.patch.weight", "embeddings.patch_embedding.weight", "v.patch_embd.weight", "E C s s"),
+    Row("vision.patch.bias", "embeddings.patch_embedding.bias", "v.patch_embd.bias", "E"),
+    Row("vision.position", "embeddings.position_embedding.weight", "v.position_embd.weight", "P E"),
+    *(
+        Row(
+            f"vision.layers.{{i}}.{ours}.{kind}",
+            f"encoder.layers.{{i}}.{hf}.{kind}",
+            f"v.blk.{{i}}.{gguf}.{kind}",
+            axes if kind == "weight" else axes.split()[0],
+        )
+        for ours, hf, gguf, axes in (
+            ("attn_norm", "layer_norm1", "ln1", "E"),
+            ("attn.q", "self_attn.q_proj", "attn_q", "E E"),
+            ("attn.k", "self_attn.k_proj", "attn_k", "E E"),
+            ("attn.v", "self_attn.v_proj", "attn_v", "E E"),
+            ("attn.o", "self_attn.out_proj", "attn_out", "E E"),
+            ("ffw_norm", "layer_norm2", "ln2", "E"),
+            ("ffw.up", "mlp.fc1", "ffn_up", "G E"),
+            ("ffw.down", "mlp.fc2", "ffn_down", "E G"),
+        )
+        for kind in ("weight", "bias")
+    ),
+    Row("vision.final_norm.weight", "post_layernorm.weight", "v.post_ln.weight", "E"),
+    Row("vision.final_norm.bias", "post_layernorm.bias", "v.post_ln.bias", "E"),
+    Row("projector.norm.scale", "mm_soft_emb_norm.weight", "mm.soft_emb_norm.weight", "E"),
+    # Input width first, and no ".weight" in Hugging Face files.
+    Row("projector.weight", "mm_input_projection_weight", "mm.input_projection.weight", "E D"),
+)
+
+_HF_VISION_PREFIX = re.compile(
+    r"(?:model\.){0,2}(?:(?P<tower>vision_tower\.(?:vision_model\.)?)|multi_modal_projector\.)(?P<rest>.+)"
+)
+_OURS_VISION = [(_pattern(row.ours), row) for row in VISION_TABLE]
+_HF_VISION = [(_pattern(row.hf), row) for row in VISION_TABLE]
+_GGUF_VISION = [(_pattern(row.gguf), row) for row in VISION_TABLE]
+
+
+def _is_projector(row: Row) -> bool:
+    return row.ours.startswith("projector.")
+
+
+def vision_from_hf(name: str) -> str | _Ignored | None:
+    """Our name of a vision or projector tensor in a Hugging Face file, None if it is neither.
+
+    IGNORED is SigLIP's pooling head, which transformers saves where the config asks for one and Gemma 3 never reads.
+    """
+    prefixed = _HF_VISION_PREFIX.fullmatch(name)
+    if prefixed is None:
+        return None
+    is_tower = prefixed["tower"] is not None
+    if is_tower and prefixed["rest"].startswith("head."):
+        return IGNORED
+    found = _lookup(_HF_VISION, prefixed["rest"])
+    return found[0].ours.replace("{i}", found[1]) if found and is_tower != _is_projector(found[0]) else None
+
+
+def vision_from_gguf(name: str) -> str | None:
+    """Our name of a tensor in a GGUF file of the vision half (mmproj), None if unknown."""
+    found = _lookup(_GGUF_VISION, name)
+    return found[0].ours.replace("{i}", found[1]) if found else None
+
+
+def _vision_row(name: str) -> tuple[Row, str]:
+    found = _lookup(_OURS_VISION, name)
+    assert found is not None, f"{name} is not a tensor of the vision half"
+    return found
+
+
+def hf_from_vision(name: str, layout: Literal["A", "B"] = "B") -> str:
+    """The published name of one of our vision tensors. `name` must be one of ours."""
+    row, layer = _vision_row(name)
+    outer = "model." if layout == "B" else ""
+    inner = "multi_modal_projector." if _is_projector(row) else "vision_tower.vision_model."
+    return outer + inner + row.hf.replace("{i}", layer)
+
+
+def gguf_from_vision(name: str) -> str:
+    """The GGUF name of one of our vision tensors. `name` must be one of ours."""
+    row, layer = _vision_row(name)
+    return row.gguf.replace("{i}", layer)
+
+
+def expected_vision_shapes(config: VisionConfig, model_dim: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the vision half, our name -> published shape, in file order. `model_dim` is the decoder's."""
+    sizes = {
+        "E": config.model_dim,
+        "G": config.ffw_dim,
+        "P": config.num_patches,
+        "C": config.num_channels,
+        "s": config.patch_size,
+        "D": model_dim,
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    per_layer = [row for row in VISION_TABLE if "{i}" in row.ours]
+    for row in VISION_TABLE:
+        if row not in per_layer:
+            shapes[row.ours] = tuple(sizes[axis] for axis in row.axes.split())
+        elif row is per_layer[0]:
+            for layer in range(config.num_layers):
+                for one in per_layer:
+                    shapes[one.ours.replace("{i}", str(layer))] = tuple(sizes[axis] for axis in one.axes.split())
+    return shapes

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gemworks import ops
-from gemworks.engine.batch import Row
-from gemworks.engine.runner import Runner
+from gemworks.engine.runner import Row, Runner
 from gemworks.ops import select
 from gemworks.ops.kv import PagePlan, new_page_kv, new_ring_kv
 from gemworks.ops.xla.attention import quantize

@@ -3,7 +3,7 @@
 The chunk is stored in the same call, into the pools' own memory: the operands are aliased to the results, so a step
 that donates its cache copies nothing (tests/backend/test_attention_cpu.py reads the compiled program).
 
-Not here: FullPlan (training and scoring), head widths that are no multiple of 16, groups of more than 16 heads.
+Not here: FullPlan (training and scoring), image spans, head widths no multiple of 16, groups of more than 16 heads.
 """
 
 import jax
@@ -22,7 +22,7 @@ STORED = (np.dtype(np.float32), np.dtype(np.uint16), np.dtype(np.int8))
 
 def attention(q_TNH, k_TKH, v_TKH, plan, kv: LayerKV | None, *, scale: float) -> tuple[jax.Array, LayerKV | None]:
     """Return (out_TNH, kv with the chunk stored); columns past a row's count come out as zeros."""
-    if kv is None or isinstance(plan, FullPlan) or not serves(q_TNH.shape, k_TKH.shape, kv):
+    if kv is None or isinstance(plan, FullPlan) or plan.see_RC is not None or not serves(q_TNH.shape, k_TKH.shape, kv):
         return xla.attention(q_TNH, k_TKH, v_TKH, plan, kv, scale=scale)
     pools, structure = jax.tree.flatten(kv)
     if isinstance(plan, RingPlan):

@@ -20,7 +20,7 @@ TARGETS = (
     "gemworks_attend_ring",
     "gemworks_attend_pages",
 )
-ISAS = ("avx512_vnni", "avx2", "neon")
+ISAS = ("avx512_bf16", "avx512_vnni", "avx2", "neon")
 
 
 @functools.cache

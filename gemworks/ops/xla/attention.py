@@ -4,6 +4,7 @@ The order differs between the two stores, and matters:
   - a ring is written AFTER the chunk attends: the chunk's first query still needs the W - 1 positions before it,
     whose slots the chunk's last tokens take over;
   - pages are written BEFORE, because nothing in them is overwritten, and reading them back needs no second source.
+Either way a key is rounded as it is stored before anybody reads it.
 
 Ring of 4 slots, window 4, stored 0..5, chunk of 2 (positions 6, 7):
 
@@ -41,16 +42,21 @@ def attention(q_TNH, k_TKH, v_TKH, plan, kv: LayerKV | None, *, scale: float) ->
 
 def attend_full(q_TNH, k_TKH, v_TKH, plan: FullPlan, *, scale: float) -> jax.Array:
     """Return out_TNH where the chunk's own keys are all there is."""
-    distance_TS = plan.position_T[:, None] - plan.position_T[None, :]
-    mask_TS = (distance_TS >= 0) & (plan.segment_T[:, None] == plan.segment_T[None, :])
+    last_T = plan.position_T if plan.see_T is None else jnp.maximum(plan.see_T, plan.position_T)
+    mask_TS = plan.position_T[None, :] <= last_T[:, None]
+    mask_TS &= plan.segment_T[:, None] == plan.segment_T[None, :]
     if plan.window is not None:
-        mask_TS &= distance_TS < plan.window
+        mask_TS &= plan.position_T[:, None] - plan.position_T[None, :] < plan.window
     out = _attend(_rows(q_TNH, 1), _rows(k_TKH, 1), _rows(v_TKH, 1), mask_TS[None], scale=scale)
     return out.reshape(q_TNH.shape)
 
 
 def attend_ring(q_TNH, k_TKH, v_TKH, plan: RingPlan, kv: RingKV, *, scale: float) -> jax.Array:
-    """Return out_TNH over what the rings hold and the chunk itself. The rings must not hold the chunk yet."""
+    """Return out_TNH over what the rings hold and the chunk itself. The rings must not hold the chunk yet.
+
+    The chunk's own keys and values are rounded as the ring stores them, so that a result does not depend on which of
+    them came in the same chunk.
+    """
     R = plan.start_R.shape[0]
     q_RCNH, k_RCKH, v_RCKH = _rows(q_TNH, R), _rows(k_TKH, R), _rows(v_TKH, R)
     q_pos_RC = _positions(plan, q_RCNH.shape[1])
@@ -59,9 +65,11 @@ def attend_ring(q_TNH, k_TKH, v_TKH, plan: RingPlan, kv: RingKV, *, scale: float
     slot_pos_RW = last_R1 - jnp.mod(last_R1 - jnp.arange(kv.slots), kv.slots)
     k_pos_RS = jnp.concatenate([slot_pos_RW, q_pos_RC], axis=1)
     distance_RCS = q_pos_RC[:, :, None] - k_pos_RS[:, None, :]
-    mask_RCS = (distance_RCS >= 0) & (distance_RCS < plan.window) & (k_pos_RS >= 0)[:, None, :]
-    k_RSKH = jnp.concatenate([_take(kv.k_SWKH, kv.k_scale_SWK, plan.ring_R), k_RCKH], axis=1)
-    v_RSKH = jnp.concatenate([_take(kv.v_SWKH, kv.v_scale_SWK, plan.ring_R), v_RCKH], axis=1)
+    mask_RCS = (distance_RCS < plan.window) & (k_pos_RS >= 0)[:, None, :]
+    mask_RCS &= k_pos_RS[:, None, :] <= _last_seen(plan, q_pos_RC)[:, :, None]
+    own_k, own_v = _as_stored(k_RCKH, kv.k_SWKH), _as_stored(v_RCKH, kv.v_SWKH)
+    k_RSKH = jnp.concatenate([_take(kv.k_SWKH, kv.k_scale_SWK, plan.ring_R), own_k], axis=1)
+    v_RSKH = jnp.concatenate([_take(kv.v_SWKH, kv.v_scale_SWK, plan.ring_R), own_v], axis=1)
     return _attend(q_RCNH, k_RSKH, v_RSKH, mask_RCS, scale=scale).reshape(q_TNH.shape)
 
 
@@ -107,7 +115,7 @@ def attend_pages(q_TNH, plan: PagePlan, kv: PageKV, *, scale: float) -> jax.Arra
     _, C, N, H = q_RCNH.shape
     K = kv.k_PBKH.shape[2]
     q_RKGCH = _grouped(q_RCNH, K) * scale
-    q_pos_RC = _positions(plan, C)
+    last_RC = _last_seen(plan, _positions(plan, C))
     M = plan.table_RM.shape[1]
     table_RM = jnp.pad(plan.table_RM, ((0, 0), (0, -M % pages_a_turn)))
 
@@ -117,7 +125,7 @@ def attend_pages(q_TNH, plan: PagePlan, kv: PageKV, *, scale: float) -> jax.Arra
         k_RSKH = _take(kv.k_PBKH, kv.k_scale_PBK, pages_Rm).reshape(R, S, K, H)
         v_RSKH = _take(kv.v_PBKH, kv.v_scale_PBK, pages_Rm).reshape(R, S, K, H)
         k_pos_S = i * S + jnp.arange(S)
-        mask_RCS = k_pos_S <= q_pos_RC[:, :, None]
+        mask_RCS = k_pos_S <= last_RC[:, :, None]
         scores = _einsum("rkgch,rskh->rkgcs", q_RKGCH, k_RSKH)
         scores = jnp.where(mask_RCS[:, None, None], scores, MASKED)
         new_best = jnp.maximum(best, scores.max(axis=-1))
@@ -145,6 +153,11 @@ def _attend(q_RCNH, k_RSKH, v_RSKH, mask_RCS, *, scale: float) -> jax.Array:
 def _positions(plan: RingPlan | PagePlan, C: int) -> jax.Array:
     """Position of every column; those of padding columns run on and are masked by their reader."""
     return jnp.asarray(plan.start_R)[:, None] + jnp.arange(C)
+
+
+def _last_seen(plan: RingPlan | PagePlan, q_pos_RC: jax.Array) -> jax.Array:
+    """The last position each query may see: its own, or the end of its span."""
+    return q_pos_RC if plan.see_RC is None else jnp.maximum(plan.see_RC, q_pos_RC)
 
 
 def _rows(x_TXH: jax.Array, R: int) -> jax.Array:
@@ -175,6 +188,17 @@ def _put(pool: jax.Array, scale: jax.Array | None, at: tuple, values: jax.Array,
     elif pool.dtype == jnp.uint16:
         values = jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
     return pool.at[at].set(values.astype(pool.dtype), mode=mode), scale
+
+
+def _as_stored(values: jax.Array, pool: jax.Array) -> jax.Array:
+    """Return fp32 values as they would be read back from a pool."""
+    if pool.dtype == jnp.int8:
+        codes, scales = quantize(values)
+        return codes.astype(jnp.float32) * scales[..., None]
+    if pool.dtype == jnp.uint16:
+        # Not two casts: XLA may leave a pair of them out (xla_allow_excess_precision).
+        return jax.lax.reduce_precision(values.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    return values.astype(jnp.float32)
 
 
 def quantize(values: jax.Array) -> tuple[jax.Array, jax.Array]:

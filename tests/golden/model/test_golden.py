@@ -11,7 +11,7 @@ from small_models import random_ids, random_model, small_config
 
 from gemworks.engine.engine import Engine
 from gemworks.engine.runner import Runner
-from gemworks.engine.types import SamplingParams
+from gemworks.engine.types import Request, SamplingParams
 from gemworks.model.gemma3 import full_batch
 
 HERE = Path(__file__).parent
@@ -30,6 +30,6 @@ def test_logits_and_answer_are_those_of_transformers(name):
     h_TD, _ = model(full_batch(jnp.asarray(ids, jnp.int32), config))
     logits = np.asarray(model.logits(h_TD))[:, : make_golden.COLUMNS]
     np.testing.assert_allclose(logits, GOLDEN[name]["logits"], atol=2e-4)
-    engine = Engine(Runner(model, context=64), vocab=config.vocab_size)
-    events = engine.generate(ids, SamplingParams(temperature=0.0, max_tokens=make_golden.ANSWER))
-    assert [event.token_id for event in events] == GOLDEN[name]["answer"]
+    params = SamplingParams(temperature=0.0, max_tokens=make_golden.ANSWER)
+    handle = Engine(Runner(model, context=64)).submit(Request(prompt=tuple(ids), params=params))
+    assert [event.token_id for event in handle] == GOLDEN[name]["answer"]

@@ -9,12 +9,15 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from gemworks.ops.sampling import SHORT_LIST, Penalties, SampleParams
+from gemworks.engine.sampler import RowSampler, row_penalties
+from gemworks.engine.types import SamplingParams
+from gemworks.ops.sampling import SHORT_LIST, SampleParams
 from gemworks.ops.xla.sample import candidates, penalize
 
 V = 3000
@@ -72,15 +75,32 @@ def test_same_tokens_survive_with_the_same_probability(case, spread):
         np.testing.assert_allclose(got[rows], expected[rows], atol=2e-6)
 
 
-def test_repetition_penalty():
+@pytest.mark.parametrize("penalty", [0.6, 1.3])
+def test_repetition_penalty(penalty):
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 2, (4, V)).astype(np.float32)
-    seen = rng.integers(0, V, (4, 30))
-    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.from_numpy(seen), torch.from_numpy(logits.copy())).numpy()
-    mask = np.zeros((4, V), bool)
-    np.put_along_axis(mask, seen, True, axis=1)
-    zeros = jnp.zeros((4, V))
-    penalties = Penalties(
-        jnp.full(4, 1.3), jnp.zeros(4), jnp.zeros(4), jnp.asarray(mask), jnp.zeros((4, V), jnp.int32), zeros
+    seen = rng.integers(0, V, (4, 30))  # with repeats
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    expected = theirs(torch.from_numpy(seen), torch.from_numpy(logits.copy())).numpy()
+    asked = SamplingParams(repetition_penalty=penalty)
+    lists = row_penalties([RowSampler(asked, row.tolist(), vocab=V) for row in seen], vocab=V)
+    np.testing.assert_allclose(penalize(jnp.asarray(logits), lists), expected, rtol=1e-6)
+
+
+def test_bias_after_repetition_penalty():
+    """In their order: the penalty scales the logit, the bias (their SequenceBias of one token) is added to that."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(0, 2, (2, V)).astype(np.float32)
+    seen = rng.integers(0, V, (2, 600))
+    bias = {int(i): float(rng.normal(0, 3)) for i in (*seen[0, :20], *rng.integers(0, V, 20))}
+    processors = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(1.7),
+            SequenceBiasLogitsProcessor([[[i], value] for i, value in bias.items()]),
+        ]
     )
-    np.testing.assert_allclose(penalize(jnp.asarray(logits), penalties), expected, rtol=1e-6)
+    expected = processors(torch.from_numpy(seen), torch.from_numpy(logits.copy())).numpy()
+    asked = SamplingParams(repetition_penalty=1.7, logit_bias=bias)
+    lists = row_penalties([RowSampler(asked, row.tolist(), vocab=V) for row in seen], vocab=V)
+    assert lists.ids_RP.shape == (2, V)  # more than 512 ids: the next width
+    np.testing.assert_allclose(penalize(jnp.asarray(logits), lists), expected, rtol=1e-5, atol=1e-6)

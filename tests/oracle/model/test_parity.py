@@ -13,7 +13,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from gemworks.engine.engine import Engine
 from gemworks.engine.runner import Runner
-from gemworks.engine.types import SamplingParams
+from gemworks.engine.types import Request, SamplingParams
 from gemworks.model.config import GEMMA3_270M, TextConfig, five_local_one_global
 from gemworks.model.gemma3 import Gemma3, build, full_batch
 from gemworks.weights.names import hf_from_ours
@@ -140,9 +140,9 @@ def test_greedy_answer_is_token_for_token_the_same(case):
             break
     else:
         pytest.fail("every random model of this shape repeats itself")
-    engine = Engine(Runner(ours_with_their_weights(ours, model), context=128), vocab=VOCAB)
-    events = engine.generate(prompt, SamplingParams(temperature=0.0, max_tokens=64))
-    assert [event.token_id for event in events] == expected
+    engine = Engine(Runner(ours_with_their_weights(ours, model), context=128))
+    params = SamplingParams(temperature=0.0, max_tokens=64)
+    assert [event.token_id for event in engine.submit(Request(prompt=tuple(prompt), params=params))] == expected
 
 
 @pytest.mark.parametrize("case", ["270m", "1b", "4b", "12b", "27b"])

@@ -142,6 +142,15 @@ def test_other_answers_are_shouted():
     assert said[0].endswith("0 of 3 next tokens alike: THEY DISAGREE, and their times say nothing")
 
 
+def test_files_of_other_weights_are_not_compared():
+    """llama.cpp's own Q4_0 of 4B has its table in Q6_K: scores 24 % apart say nothing about either."""
+    wanted = specs("4b", cpu.Path(), Rivals(llama_cpp=True), 2, twin=False)
+    said = []
+    rows = compare(RELEASED["4b"], {spec.name: (spec, FakeSystem(spec)) for spec in wanted}, said.append)
+    assert [(row["ours"], row["agree"]) for row in rows] == [("ours int4-b32+int8", True), ("ours int4-b32", None)]
+    assert said[1].endswith("llama.cpp q4_0-q6_k: answers not compared, its table is in Q6_K, ours in int4")
+
+
 def test_relative_distance_is_of_vectors():
     assert relative_distance([3.0, 4.0], [3.0, 0.0]) == pytest.approx(4 / 3)
 

@@ -67,3 +67,9 @@ def test_missing_peaks_and_other_answers_are_said_loudly():
     assert "peaks not measured: no compiler was found" in shown
     assert "answers DISAGREE: ours int4-b32" in shown
     assert "targets" not in shown
+
+
+def test_why_answers_were_not_compared_is_said():
+    answers = [{"ours": "ours int4-b32", "rival": "llama.cpp q", "agree": None, "why_not_compared": "other weights"}]
+    shown = text(REPORT | {"answers": answers, "rows": {}, "targets": []})
+    assert "  answers not compared: ours int4-b32 and llama.cpp q, other weights\n" in shown + "\n"

@@ -26,13 +26,24 @@ COMMANDS = {
             "--json",
         },
     },
-    "plan": {"arguments": ["model"], "flags": {"--context", "--format", "--embed", "--json"}},
+    "plan": {
+        "arguments": ["model"],
+        "flags": {"--context", "--format", "--embed", "--sequences", "--cache", "--kv", "--json"},
+    },
     "doctor": {"arguments": [], "flags": {"--json"}},
     "bench cpu": {
         "arguments": [],
         "flags": {
             "--models", "--rivals", "--what", "--repeats", "--threads", "--dir", "--tokenizer", "--openvino-python",
             "--twin", "--no-twin", "--plot", "--json",
+        },
+    },
+    "bench engine": {
+        "arguments": [],
+        "flags": {
+            "--model", "--scenario", "--rate", "--seconds", "--prompt", "--answer", "--shared-prefix", "--mix",
+            "--keys", "--sequences", "--repeats", "--format", "--kv", "--seed", "--rivals", "--threads", "--dir",
+            "--plot", "--json",
         },
     },
     "bench make-random": {

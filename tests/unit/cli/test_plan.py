@@ -109,6 +109,11 @@ def test_whether_it_fits_is_measured_against_free_memory(run_command, monkeypatc
             ["gemma3:1b", "--format", "q4"],
             '--format must be one of bf16, int4, int4-b32, sfp8, int8, int8-b32, got "q4".',
         ),
+        (["gemma3:1b", "--kv", "int4"], '--kv must be one of bfloat16, int8, float32, got "int4".'),
+        (
+            ["gemma3:1b", "--cache", "100"],
+            "--cache is a part of an engine's memory: say for how many texts with --sequences.",
+        ),
         (["gemma5:1b"], 'no model named "gemma5:1b". Did you mean "gemma3:1b"?'),
     ],
 )
@@ -126,3 +131,50 @@ def test_the_table_shows_windowed_beside_full(run_command, monkeypatch):
     assert "               66.6 GB as the report counts: every layer keeps everything\n" in out
     assert "bf16       54.0 GB       54.0 GB   65.2 GB       120.6 GB   no\n" in out
     assert "int4       13.5 GB       14.1 GB   24.7 GB        80.1 GB   yes\n" in out
+
+
+@pytest.mark.parametrize(("kv", "element"), [("bfloat16", 2), ("int8", 1), ("float32", 4)])
+def test_one_text_s_cache_in_another_type(run_command, kv, element):
+    found = facts(run_command, "gemma3:1b", "--context", 1024, "--kv", kv)
+    scale = 4 if kv == "int8" else 0
+    assert found["kv"] == kv
+    assert found["kv_bytes"] == 2 * (256 * element + scale) * (4 * 1024 + 22 * 512)
+    assert found["kv_full_bytes"] == 2 * (256 * element + scale) * 26 * 1024
+
+
+@pytest.mark.parametrize(("kv", "one"), [("bfloat16", 1024), ("int8", 520)])
+def test_an_engine_for_several_texts(run_command, monkeypatch, kv, one):
+    """1B, 8 texts of 2,000 tokens and 500 of cache: 4 global layers in pages of 16 (125 a text), 22 rings of 512."""
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=64 * 10**9, available=1_500_000_000))
+    arguments = ["gemma3:1b", "--context", 2000, "--sequences", 8, "--cache", 500, "--kv", kv, "--format", "int4-b32"]
+    engine = facts(run_command, *arguments)["engine"]
+    pages = 8 * 125 + 32 + 1
+    windows = 9 * 33 + 1  # of 33 pages each, one more than texts, and the page that is never handed out
+    assert engine["pages"] == pages
+    assert engine["pages_bytes"] == pages * 16 * 4 * one
+    assert engine["rings_bytes"] == 8 * 512 * 22 * one
+    assert engine["local_pages_bytes"] == windows * 16 * 22 * one
+    assert engine["kv_bytes"] == sum(engine[f"{part}_bytes"] for part in ("pages", "rings", "local_pages"))
+    assert engine["cache_tokens"] == 512
+    by_hand = 563_000_000 + engine["kv_bytes"] + engine["workspace_bytes"] + engine["process_bytes"]
+    assert engine["total_bytes"] == pytest.approx(by_hand, rel=0.001)
+    assert engine["fits"] is True
+    formats = engine["formats"]
+    assert formats["bf16"]["total_bytes"] - formats["int4-b32"]["total_bytes"] > 1_400_000_000
+    assert formats["bf16"]["fits"] is False
+
+
+def test_without_sequences_there_is_no_engine_in_the_plan(run_command):
+    assert "engine" not in facts(run_command, "gemma3:1b")
+
+
+def test_the_engine_s_table(run_command, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=64 * 10**9, available=1_000_000_000))
+    code, out, _ = run_command("plan", "gemma3:1b", "--sequences", 16, "--kv", "int8", "--cache", 4096)
+    assert code == 0
+    assert "engine    16 texts at once, each up to 8,192 tokens, keys and values in int8\n" in out
+    assert "pages     281 MB for global layers: room for all of them and 4,096 tokens of cache\n" in out
+    assert "rings     94 MB for local layers: a window for each\n" in out
+    assert "FORMAT     WEIGHTS   KV AND CACHE   WORKSPACE    TOTAL   FITS HERE\n" in out
+    assert "bf16        2.0 GB         478 MB " in out
+    assert "no\n" in out

@@ -154,7 +154,6 @@ def test_a_created_models_context_is_what_is_loaded(run_command, model, tmp_path
     ("flags", "message"),
     [
         (["--image", "cat.png"], "--image: this release reads no images;"),
-        (["--adapter", "lora"], "--adapter: this release loads no adapters. Merge the adapter into its model"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0."),
         (["--max-tokens", "0"], "max_tokens must be at least 1, got 0."),
         (["--stop", ""], "--stop must be a text of at least one character."),

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from small_models import random_ids, random_model, small_config
 
-from gemworks.engine.batch import Row, make_batch
-from gemworks.engine.runner import Runner
+from gemworks.engine.runner import Row, Runner
 from gemworks.model.gemma3 import full_batch
 from gemworks.ops import select
 from gemworks.ops.xla import attention as xla_attention
@@ -122,7 +121,7 @@ def test_interrupted_step_leaves_an_engine_that_works(monkeypatch):
     def interrupted(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_step", lambda *_: interrupted)
+    monkeypatch.setattr(runner, "_program", lambda *_args, **_told: interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.forward([Row(sequence, IDS[5:9])])
     monkeypatch.undo()
@@ -137,9 +136,9 @@ def test_step_memory_does_not_grow_with_the_context():
 
     def temporary_bytes(context: int) -> int:
         runner = Runner(model, context=context)
-        row = Row(runner.new_sequence(), [0])
-        batch = make_batch([row], 1, table_width=runner.table_width, config=CONFIG)
-        return runner._step(batch, 1, np.zeros(1, np.int32)).memory_analysis().temp_size_in_bytes
+        runner.forward([Row(runner.new_sequence(), [0])])
+        [program] = runner._programs.values()
+        return program.memory_analysis().temp_size_in_bytes
 
     short, long = temporary_bytes(256), temporary_bytes(16_384)
     pool_bytes = 16_384 * 2 * CONFIG.num_kv_heads * CONFIG.head_dim * 2

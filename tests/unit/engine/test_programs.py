@@ -12,7 +12,7 @@ from gemworks.engine import programs
 from gemworks.engine.engine import Engine
 from gemworks.engine.programs import ProgramStore
 from gemworks.engine.runner import Runner
-from gemworks.engine.types import SamplingParams
+from gemworks.engine.types import Request, SamplingParams
 from gemworks.ops import select
 
 
@@ -157,8 +157,8 @@ def test_what_the_last_start_used_is_loaded_ahead(monkeypatch):
 
 def answer(model, store, prompt):
     runner = Runner(model, context=64, num_sequences=2, programs=store)
-    events = list(Engine(runner, vocab=160).generate(prompt, SamplingParams(max_tokens=6, temperature=0)))
-    return runner, [event.token_id for event in events]
+    request = Request(prompt=tuple(prompt), params=SamplingParams(max_tokens=6, temperature=0))
+    return runner, [event.token_id for event in Engine(runner).submit(request)]
 
 
 def test_a_model_answers_alike_from_kept_programs_and_updates_its_cache_in_place(monkeypatch):
@@ -172,5 +172,5 @@ def test_a_model_answers_alike_from_kept_programs_and_updates_its_cache_in_place
     runner, second = answer(model, store, prompt)
     assert plain == first == second
     before = list(runner._kv)
-    list(Engine(runner, vocab=160).generate(prompt, SamplingParams(max_tokens=1, temperature=0)))
+    list(Engine(runner).submit(Request(prompt=tuple(prompt), params=SamplingParams(max_tokens=1, temperature=0))))
     assert all(array.is_deleted() for array in before)  # given away to the next step, not copied

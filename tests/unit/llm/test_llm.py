@@ -1,13 +1,22 @@
 """The Python API on the model inside the package: text in, text out."""
 
+import asyncio
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 from gemworks import LLM
-from gemworks.errors import CheckpointError, ConfigError, GemworksWarning, RequestError
+from gemworks.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    GemworksWarning,
+    RequestError,
+    StorageError,
+)
 from gemworks.weights.hub import resolve
 
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
@@ -88,6 +97,75 @@ def test_lists_are_answered_one_by_one(llm):
     assert conversations[0].text == conversations[1].text
 
 
+def test_every_text_of_a_list_may_have_its_own_length(llm):
+    both = llm.generate([STORY, "The"], max_tokens=[3, 6], temperature=0.0)
+    assert [completion.completion_tokens for completion in both] == [3, 6]
+    with pytest.raises(RequestError, match="max_tokens must be one number or one for each prompt, got 3 for 2"):
+        llm.generate([STORY, "The"], max_tokens=[1, 2, 3])
+
+
+def test_n_completions_are_those_of_n_seeds(llm):
+    three = llm.generate(STORY, n=3, max_tokens=8, seed=3, temperature=1.0)
+    assert [c.text for c in three] == [
+        llm.generate(STORY, max_tokens=8, seed=3 + i, temperature=1.0).text for i in range(3)
+    ]
+    chunks = list(llm.stream(STORY, n=3, max_tokens=8, seed=3, temperature=1.0))
+    for i, completion in enumerate(three):
+        assert "".join(chunk.text for chunk in chunks if chunk.index == i) == completion.text
+
+
+def test_async_streams_of_one_loop_are_the_completions(llm):
+    texts = [STORY, "The", "A"]
+
+    async def one(text: str) -> str:
+        return "".join([chunk.text async for chunk in llm.astream(text, max_tokens=6, temperature=0.0)])
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*map(one, texts))
+
+    expected = [llm.generate(text, max_tokens=6, temperature=0.0).text for text in texts]
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_a_stop_string_ends_one_of_n_and_frees_it(llm):
+    whole = llm.generate(STORY, n=2, max_tokens=20, seed=1, temperature=1.0)
+    stop = whole[0].text[4:7]
+    cut = llm.generate(STORY, n=2, max_tokens=20, seed=1, temperature=1.0, stop=stop)
+    for completion, long in zip(cut, whole, strict=True):
+        assert completion.text == (long.text[: long.text.index(stop)] if stop in long.text else long.text)
+    end = time.monotonic() + 20
+    while llm._engine.stats().running:  # the engine's thread sees it before its next step
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_embeddings_of_like_texts_are_nearer(llm):
+    a, b, c = llm.embed(["The cat is black.", "The cat is white.", "What is 12 + 34?"])
+    single = llm.embed("The cat is black.")
+    assert a.shape == (llm.config.model_dim,) and a.dtype == np.float32
+    np.testing.assert_allclose(a, single, rtol=0, atol=2e-2)  # bf16 cache, other chunks
+
+    def cosine(x, y) -> float:
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    assert cosine(a, b) > cosine(a, c)
+
+
+def test_a_closed_model_says_so():
+    llm = LLM("tiny")
+    llm.generate(STORY, max_tokens=1)
+    llm.close()
+    with pytest.raises(BackendError, match="this engine was closed; load the model again"):
+        llm.generate(STORY, max_tokens=1)
+
+
+def test_an_adapter_that_is_not_there_is_refused(llm, tmp_path):
+    with pytest.raises(StorageError, match="must be the directory of an adapter, and there is no such directory"):
+        llm.load_adapter(tmp_path / "none")
+    with pytest.raises(RequestError, match='no adapter named "poet"'):
+        llm.generate(STORY, adapter="poet")
+
+
 def test_next_turn_reads_only_what_is_new(llm):
     first = llm.chat(QUESTION, temperature=0.0)
     second = [*QUESTION, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Thank you!"}]
@@ -165,7 +243,6 @@ def test_bad_request_is_refused_before_anything_runs(llm, call, message):
         ({"quant": "int4,attn"}, "PATTERN=FORMAT"),
         ({"embed": "int8"}, "embed says how the embedding is quantized, and needs quant"),
         ({"quant": "int4-b32", "dtype": "float32"}, "quant and dtype=float32 contradict each other"),
-        ({"adapter": "x"}, "this release loads no adapters"),
     ],
 )
 def test_impossible_option_is_refused(options, message):

@@ -20,13 +20,14 @@ if "cpu" not in select.available():
 from gemworks.ops.cpu import library
 
 IS_ARM = platform.machine().lower() in {"aarch64", "arm64"}
-OWN = ("neon",) if IS_ARM else ("avx512_vnni", "avx2")
+OWN = ("neon",) if IS_ARM else ("avx512_bf16", "avx512_vnni", "avx2")
 
 
 def has(isa: str) -> bool:
     found = native.native_library()
     assert found is not None
     needs = {
+        "avx512_bf16": {"avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"},
         "avx512_vnni": {"avx512bw", "avx512vl", "avx512_vnni"},
         "avx2": {"avx2", "fma"},
         "neon": {"neon", "dotprod"},
@@ -78,7 +79,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, isa: str) -> str:
 @pytest.mark.parametrize("isa", ["avx512", "AVX2", "sse9", "avx2 "])
 def test_an_unknown_name_is_told_the_known_ones(monkeypatch, isa):
     before = library.isa()
-    assert refusal(monkeypatch, isa) == f'GEMWORKS_ISA must be one of avx512_vnni, avx2, neon, got "{isa}".'
+    assert (
+        refusal(monkeypatch, isa) == f'GEMWORKS_ISA must be one of avx512_bf16, avx512_vnni, avx2, neon, got "{isa}".'
+    )
     assert library.isa() == before
 
 
@@ -99,5 +102,5 @@ def test_a_wrong_name_ends_the_command_with_one_sentence():
         timeout=300,
     )
     assert done.returncode != 0
-    assert 'GEMWORKS_ISA must be one of avx512_vnni, avx2, neon, got "sse9".' in done.stderr
+    assert 'GEMWORKS_ISA must be one of avx512_bf16, avx512_vnni, avx2, neon, got "sse9".' in done.stderr
     assert "Traceback" not in done.stderr

@@ -43,7 +43,13 @@ ALLOWED = {
 # The package itself and the command line stand above everything.
 TOP = {"__init__", "__main__", "cli"}
 
-_ENGINE = ("engine.types", "engine.pages", "engine.rings", "engine.prefix", "engine.sequence", "engine.scheduler")
+_ENGINE = tuple(
+    f"engine.{name}"
+    for name in (
+        *("types", "plan", "pages", "rings", "sequence", "prefix", "allocator", "queues", "composer", "fairness"),
+        *("cost", "scheduler", "handle", "worker", "memory", "host"),
+    )
+)
 NO_JAX = ("tokenizer", "media", "text", "safety", "server", "tools", *_ENGINE)
 JAX = {"jax", "jaxlib", "equinox", "optax", "orbax", "flax"}
 BACKENDS = ("gemworks.ops.cpu", "gemworks.ops.gpu")

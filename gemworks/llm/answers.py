@@ -1,0 +1,97 @@
+"""From an engine's events to pieces of text and finished answers."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gemworks.engine.types import FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprob
+from gemworks.text.stops import StopMatcher
+from gemworks.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One finished answer. `text` ends before a stop string; `token_ids` are all tokens drawn, without the stop id."""
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: FinishReason = "stop"
+    stop_string: str | None = None  # which stop string ended it
+    logprobs: list[TokenLogprob] | None = None
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A piece of an answer, never half a character; the last one has `finish_reason` and the whole `completion`.
+
+    `index` says which of n answers it belongs to.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Natural-log probability of every token of a text given those before it; None for the first (<bos>)."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text."""
+        return sum(score.logprob for score in self.logprobs if score is not None)
+
+
+class Answer:
+    """One answer as it grows: give it the events of its index, in order, and it gives the chunks."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, params: SamplingParams, stops: Sequence[str]):
+        self._decoder, self._matcher = tokenizer.stream(), StopMatcher(tuple(stops))
+        self._sofar = Completion(text="", prompt_tokens=prompt_tokens, logprobs=[] if params.logprobs else None)
+        self._text = ""
+        self.is_done = False
+
+    def push(self, event: TokenEvent, timings: Timings) -> Chunk:
+        """Return the piece of text that an event adds; a stop string may end the answer before its tokens do."""
+        sofar, matcher = self._sofar, self._matcher
+        told = (event.logprob,) if event.logprob else ()
+        ids = () if event.token_id is None else (event.token_id,)
+        sofar.token_ids.extend(ids)
+        if sofar.logprobs is not None:
+            sofar.logprobs.extend(told)
+        piece = "" if event.token_id is None else self._decoder.push(event.token_id)
+        if event.finish_reason:
+            piece += self._decoder.finish()
+        piece, matched = matcher.push(piece)
+        reason: FinishReason | None = "stop" if matched else event.finish_reason
+        if reason and not matched:
+            piece += matcher.flush()
+        self._text += piece
+        completion = None
+        if reason:
+            self.is_done = True
+            completion = dataclasses.replace(
+                sofar,
+                text=self._text,
+                completion_tokens=len(sofar.token_ids),
+                finish_reason=reason,
+                stop_string=matcher.matched if matched else None,
+                timings=timings,
+            )
+        return Chunk(
+            text=piece,
+            token_ids=ids,
+            logprobs=told,
+            finish_reason=reason,
+            completion=completion,
+            index=event.index,
+        )
