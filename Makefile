@@ -1,6 +1,7 @@
 # make run         answer a prompt with the embedded model, from a fresh clone
 # make test        unit, backend, golden and system tests: no torch, no network but the package registry
-# make test-oracle parity with transformers (and llama.cpp where llama-cpp-python is installed)
+# make test-oracle parity with transformers (and llama.cpp where llama-cpp-python is installed), and the long forms of
+#                  tests that make test runs in short
 # make test-native the C++ kernels by themselves: plain, with AddressSanitizer and UBSan, with ThreadSanitizer
 # make test-neon   the arm64 kernels, compiled for arm64 and run under qemu
 # make test-avx2   the AVX2 kernels on an emulated CPU that has no AVX-512
@@ -26,10 +27,11 @@ run: .venv/.installed-dev
 	$(BIN)/gemworks run tiny "$(PROMPT)" </dev/null
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --durations=15 --durations-min=1 $(QUICK_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not exhaustive" --durations=15 --durations-min=1 $(QUICK_TESTS)
 
 test-oracle: .venv/.installed-oracle
 	$(BIN)/python -m pytest --durations=15 --durations-min=1 $(ORACLE_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m exhaustive --durations=5 $(QUICK_TESTS)
 
 # The tests of csrc/tests, a program of their own; $(call kernel_tests,FOLDER,CMAKE OPTIONS) builds it.
 NATIVE := build/native

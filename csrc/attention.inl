@@ -1,12 +1,13 @@
 // Attention over rings and pages. Included by kernels_<isa>.cc inside its namespace, after simd_<isa>.h and pool.h.
 //
-//     ring     queries see the ring as it was and the chunk's own keys in fp32; then the chunk is stored. Its first
-//              query still needs the slots that its last tokens take.
-//     pages    the chunk is stored first and read back from the pages, rounded as they store it.
+//     ring     queries see the ring as it was and the chunk's own keys; then the chunk is stored. Its first query still
+//              needs the slots that its last tokens take.
+//     pages    the chunk is stored first and read back from the pages.
 //
-// That order is gemworks/ops/xla/attention.py's, the specification. Rows of one token go to attention_decode.inl, of
-// more to attention_prefill.inl. All sums are fp32; where the set has products of bf16 pairs, chunks on bf16 pools
-// round queries, the chunk's own keys and values, and weights to bf16 (attention_bf16.inl).
+// That order is gemworks/ops/xla/attention.py's, the specification. Either way a key is rounded as the pool stores it
+// before anybody reads it, so a result does not depend on what came in the same chunk. Rows of one token, and drafts of
+// up to kDraftColumns, go to attention_decode.inl, chunks to attention_prefill.inl. All sums are fp32; where the set has
+// products of bf16 pairs, chunks on bf16 pools round queries and weights to bf16 (attention_bf16.inl).
 
 constexpr int64_t kKeyBlock = 64;  // keys whose scores are computed before their values are added
 constexpr int64_t kPieces = 32;    // parts of a row's keys that threads may share, at most
@@ -36,6 +37,20 @@ class Scratch {
   float* memory_ = nullptr;
   int64_t size_ = 0;
 };
+
+// Columns of a call whose rows take the way of decode, token by token: so a draft of a few tokens is checked with the very
+// bits that decode would compute one after another.
+constexpr int64_t kDraftColumns = 8;
+
+// Whether the tokens of row r take the way of decode. All of them are stored before any attends, so a ring needs a slot
+// to spare for each but the first.
+inline bool IsDecoded(const AttentionArguments& call, int64_t r) {
+  const int64_t count = call.count[r];
+  if (count <= 1) return count == 1;
+  return call.columns <= kDraftColumns && (!call.kv.is_ring || call.kv.slots >= call.window + count - 1);
+}
+
+inline bool IsChunk(const AttentionArguments& call, int64_t r) { return call.count[r] > 1 && !IsDecoded(call, r); }
 
 #include "softmax.inl"
 // After softmax.inl; before the kernels that read with them.
@@ -77,12 +92,6 @@ inline void AddressKeys(const AttentionArguments& call, int64_t r, int64_t j, in
     }
   }
   to.size = n;
-  PadKeys(to);
-}
-
-inline void AddressOne(const float* k, const float* v, KeyBlock<KvType::kFloat32>& to) {
-  to.k[0] = k, to.v[0] = v;
-  to.size = 1;
   PadKeys(to);
 }
 
@@ -137,9 +146,8 @@ class Countdowns {
 template <KvType kType>
 inline void AttendAs(const AttentionArguments& call, Pool& pool) {
   for (int64_t r = 0; r < call.rows; ++r) ZeroPadding(call, r);
-  // A row of one token takes the way of decode, whatever rows are beside it: its result is the same bits then.
   bool columns = false, chunks = false;
-  for (int64_t r = 0; r < call.rows; ++r) (call.count[r] == 1 ? columns : chunks) |= call.count[r] > 0;
+  for (int64_t r = 0; r < call.rows; ++r) columns |= IsDecoded(call, r), chunks |= IsChunk(call, r);
   if (columns) AttendColumn<kType>(call, pool);
   if (chunks) AttendChunk<kType>(call, pool);
 }

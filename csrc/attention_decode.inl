@@ -1,4 +1,5 @@
-// Attention of one query a row: those rows of a call that have one token. Included by attention.inl.
+// Attention of one token after another: rows of a call that have one, and drafts, whose tokens are each a text of its own
+// here (IsDecoded). Included by attention.inl.
 //
 // Bound by memory: a token reads every key and value it sees once, for all query heads that share them. 1B in bf16 after
 // 8,192 tokens reads 34 MB in its global layers and 12 MB in the local ones. From L2 a key and its value take 55 ns for
@@ -141,18 +142,18 @@ inline void DecodeBlock(const float* q, int64_t G, int64_t H, const KeyBlock<kTy
   }
 }
 
-// The pieces of one row's keys [begin, end) in the pool.
-struct DecodeRow {
-  int64_t begin, end, length, pieces;
-  int64_t first_item;  // items are (row, kv head, piece) in that order
+// The pieces of the keys [begin, end) that the token in column c of row r sees; all of them are in the pool.
+struct DecodeToken {
+  int64_t r, c, begin, end, length, pieces;
+  int64_t first_item;  // items are (token, kv head, piece) in that order
 };
 
-inline DecodeRow MakeDecodeRow(const AttentionArguments& call, int64_t r, int64_t first_item) {
-  DecodeRow row;
-  if (call.count[r] != 1) return {0, 0, kKeyBlock, 0, first_item};
-  const int64_t start = call.start[r];
-  row.begin = call.window > 0 ? std::max<int64_t>(0, start - call.window + 1) : 0;
-  row.end = call.kv.is_ring ? start : start + 1;  // a ring does not hold the token itself yet
+inline DecodeToken MakeDecodeToken(const AttentionArguments& call, int64_t r, int64_t c, int64_t first_item) {
+  DecodeToken row;
+  const int64_t position = call.start[r] + c;
+  row.r = r, row.c = c;
+  row.begin = call.window > 0 ? std::max<int64_t>(0, position - call.window + 1) : 0;
+  row.end = position + 1;
   const int64_t a_piece = (row.end - row.begin + kPieces - 1) / kPieces;
   row.length = std::max<int64_t>(1, (a_piece + kDecodePiece - 1) / kDecodePiece) * kDecodePiece;
   row.pieces = std::max<int64_t>(1, (row.end - row.begin + row.length - 1) / row.length);
@@ -160,18 +161,18 @@ inline DecodeRow MakeDecodeRow(const AttentionArguments& call, int64_t r, int64_
   return row;
 }
 
-// One piece of kv head j of row r, and its keys [begin, end).
+// One piece of kv head j of the token in column c of row r, the number `token` of all, and its keys [begin, end).
 struct DecodeItem {
-  int64_t r, j, piece, begin, end;
+  int64_t token, r, c, j, piece, begin, end;
 };
 
-inline DecodeItem MakeDecodeItem(const std::vector<DecodeRow>& rows, int64_t K, int64_t item) {
-  int64_t r = 0;
-  while (item >= rows[r].first_item + rows[r].pieces * K) ++r;
-  const DecodeRow& row = rows[r];
+inline DecodeItem MakeDecodeItem(const std::vector<DecodeToken>& tokens, int64_t K, int64_t item) {
+  int64_t t = 0;
+  while (item >= tokens[t].first_item + tokens[t].pieces * K) ++t;
+  const DecodeToken& row = tokens[t];
   const int64_t j = (item - row.first_item) / row.pieces, piece = (item - row.first_item) % row.pieces;
   const int64_t begin = row.begin + piece * row.length;
-  return {r, j, piece, begin, std::min(row.end, begin + row.length)};
+  return {t, row.r, row.c, j, piece, begin, std::min(row.end, begin + row.length)};
 }
 
 // Addresses of the block of an item that begins at position p; empty where the item ends before.
@@ -189,14 +190,13 @@ inline void DecodePiece(const AttentionArguments& call, const DecodeItem& item, 
   const int64_t H = call.head_dim, G = call.heads / call.kv_heads;
   float* q = scratch;
   float* scores = scratch + G * H;
-  const int64_t token = r * call.columns;
+  const int64_t token = r * call.columns + item.c;
   const float* from = call.q + token * call.q_stride + j * G * H;
   for (int64_t h = 0; h < G * H; h += kLanes) Store(q + h, Mul(Load(from + h), Set(call.scale)));
   for (int64_t g = 0; g < G; ++g) to.best[g] = kNoKeyYet, to.total[g] = 0.0f;
   for (int64_t h = 0; h < G * H; h += kLanes) Store(to.out + h, Zero());
-  // Only the last piece reads the token's own slot in a page, and no piece reads the slot it takes in a ring: that held
-  // the position `slots` before it.
-  if (is_last) StoreHead(call, r, 0, j);
+  // Only the last piece reads the token's own slot; what a ring held there was `slots` positions before, out of sight.
+  if (is_last && call.count[r] == 1) StoreHead(call, r, 0, j);
   KeyBlock<kType> blocks[2];
   KeyBlock<kType>*here = blocks, *then = blocks + 1;
   AddressBlock(call, item, item.begin, *here);
@@ -207,42 +207,42 @@ inline void DecodePiece(const AttentionArguments& call, const DecodeItem& item, 
     DecodeBlock(q, G, H, *here, *then, scores, to);
     std::swap(here, then);
   }
-  if (call.kv.is_ring && is_last) {  // the token's own key, as it came
-    KeyBlock<KvType::kFloat32> own, none;
-    none.size = 0;
-    AddressOne(call.k + token * call.k_stride + j * H, call.v + token * call.v_stride + j * H, own);
-    DecodeBlock(q, G, H, own, none, scores, to);
-  }
 }
 
 template <KvType kType>
 inline void AttendColumn(const AttentionArguments& call, Pool& pool) {
   const int64_t H = call.head_dim, K = call.kv_heads, G = call.heads / K;
-  std::vector<DecodeRow> rows;
-  rows.reserve(call.rows);
+  std::vector<DecodeToken> tokens;
+  tokens.reserve(call.rows);
   int64_t items = 0;
+  bool drafts = false;
   for (int64_t r = 0; r < call.rows; ++r) {
-    rows.push_back(MakeDecodeRow(call, r, items));
-    items += rows.back().pieces * K;
+    if (!IsDecoded(call, r)) continue;
+    drafts |= call.count[r] > 1;
+    for (int64_t c = 0; c < call.count[r]; ++c) {
+      tokens.push_back(MakeDecodeToken(call, r, c, items));
+      items += tokens.back().pieces * K;
+    }
   }
   const int64_t size = PartialSize(G, H);
   thread_local Scratch shared;
   float* partials = shared.Get(items * size);
-  Countdowns left(call.rows * K, [&](int64_t i) { return rows[i / K].pieces; });
-  Phase attend(items);
+  Countdowns left(static_cast<int64_t>(tokens.size()) * K, [&](int64_t i) { return tokens[i / K].pieces; });
+  Phase store(drafts ? ChunkItems(call) : 0), attend(items);
   pool.Run([&](int) {
+    if (drafts) StoreRows(call, store, [&](int64_t r) { return call.count[r] > 1 && IsDecoded(call, r); });
     thread_local Scratch own;
     float* scratch = own.Get(G * (H + kKeyBlock));
     attend.ShareAhead(true, [&](int64_t number, int64_t next_number) {
-      const DecodeItem item = MakeDecodeItem(rows, K, number);
-      const int64_t r = item.r, j = item.j, first = number - item.piece;
+      const DecodeItem item = MakeDecodeItem(tokens, K, number);
+      const int64_t pieces = tokens[item.token].pieces, first = number - item.piece;
       DecodeItem next;
-      if (next_number >= 0) next = MakeDecodeItem(rows, K, next_number);
-      DecodePiece<kType>(call, item, item.piece == rows[r].pieces - 1, next_number >= 0 ? &next : nullptr, scratch,
+      if (next_number >= 0) next = MakeDecodeItem(tokens, K, next_number);
+      DecodePiece<kType>(call, item, item.piece == pieces - 1, next_number >= 0 ? &next : nullptr, scratch,
                          PartialAt(partials + number * size, G));
-      if (!left.IsLast(r * K + j)) return;
-      float* out = call.out + r * call.columns * call.out_stride + j * G * H;
-      for (int64_t g = 0; g < G; ++g) Join(partials + first * size, rows[r].pieces, G, H, g, out + g * H);
+      if (!left.IsLast(item.token * K + item.j)) return;
+      float* out = call.out + (item.r * call.columns + item.c) * call.out_stride + item.j * G * H;
+      for (int64_t g = 0; g < G; ++g) Join(partials + first * size, pieces, G, H, g, out + g * H);
     });
   });
 }

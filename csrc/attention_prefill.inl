@@ -43,13 +43,14 @@ struct QueryTile {
 struct PrefillScratch {
   int64_t stride;
   float *k, *v;
+  float* room;  // [H], for rounding a head
   QueryTile tiles[kItemTiles];
 
   static int64_t Size(int64_t H) {
-    return 2 * kKeyBlock * (H + kLanes) + kItemTiles * (2 * H + 3 + kKeyBlock) * kTileQueries;
+    return 2 * kKeyBlock * (H + kLanes) + H + kItemTiles * (2 * H + 3 + kKeyBlock) * kTileQueries;
   }
-  PrefillScratch(float* memory, int64_t H) : stride(H + kLanes), k(memory), v(k + kKeyBlock * stride) {
-    float* next = v + kKeyBlock * stride;
+  PrefillScratch(float* memory, int64_t H) : stride(H + kLanes), k(memory), v(k + kKeyBlock * stride), room(v + kKeyBlock * stride) {
+    float* next = room + H;
     const auto take = [&](int64_t rows) { return std::exchange(next, next + rows * kTileQueries); };
     for (QueryTile& tile : tiles)
       tile = {take(H), take(H), take(1), take(1), take(1), take(kKeyBlock), 0, -1};
@@ -182,8 +183,8 @@ inline void WidenBlock(const AttentionArguments& call, int64_t r, int64_t j, int
   }
   for (int64_t s = pooled; s < n; ++s) {
     const int64_t token = r * call.columns + p + s - call.start[r];
-    std::memcpy(mine.k + s * mine.stride, call.k + token * call.k_stride + j * H, sizeof(float) * H);
-    std::memcpy(mine.v + s * mine.stride, call.v + token * call.v_stride + j * H, sizeof(float) * H);
+    RoundHead<kType>(call.k + token * call.k_stride + j * H, H, mine.room, mine.k + s * mine.stride);
+    RoundHead<kType>(call.v + token * call.v_stride + j * H, H, mine.room, mine.v + s * mine.stride);
   }
 }
 
@@ -303,7 +304,7 @@ struct PrefillPlan {
     groups = tiles * call.rows * call.kv_heads;
     pieces = 1;
     for (int64_t r = 0; r < call.rows; ++r) {
-      if (call.count[r] > 1) pieces = std::max(pieces, PiecesOf(call, r));
+      if (IsChunk(call, r)) pieces = std::max(pieces, PiecesOf(call, r));
     }
   }
 
@@ -313,7 +314,7 @@ struct PrefillPlan {
     PrefillItem item;
     item.r = group % of_tile / call.kv_heads, item.j = group % call.kv_heads;
     item.begin = (tiles - 1 - group / of_tile) * kItemQueries;
-    const int64_t queries = call.count[item.r] > 1 ? call.count[item.r] * G : 0;
+    const int64_t queries = IsChunk(call, item.r) ? call.count[item.r] * G : 0;
     item.end = std::max(item.begin, std::min<int64_t>(item.begin + kItemQueries, queries));
     if (item.Queries() == 0) return item.from = item.to = 0, item;
     const int64_t start = call.start[item.r], end = start + (item.end - 1) / G + 1;
@@ -334,6 +335,7 @@ inline void AttendChunk(const AttentionArguments& call, Pool& pool) {
   float* partials = plan.pieces > 1 ? shared.Get(plan.groups * plan.pieces * size) : nullptr;
   Countdowns left(plan.groups, [&](int64_t) { return plan.pieces; });
   Phase store(ChunkItems(call)), attend(plan.groups * plan.pieces);
+  const auto is_chunk = [&](int64_t r) { return IsChunk(call, r); };
   const auto finish = [&](int64_t group, const PrefillItem& item) {
     float* first = partials + group * plan.pieces * size;
     ForQueries(call, item, [&](const Query& query, int64_t h) {
@@ -343,7 +345,7 @@ inline void AttendChunk(const AttentionArguments& call, Pool& pool) {
     });
   };
   pool.Run([&](int) {
-    if (!call.kv.is_ring) StoreChunk(call, store);
+    if (!call.kv.is_ring) StoreRows(call, store, is_chunk);
     thread_local Scratch own;
     PrefillScratch mine(own.Get(PrefillScratch::Size(H)), H);
     attend.Share([&](int64_t i) {
@@ -359,6 +361,6 @@ inline void AttendChunk(const AttentionArguments& call, Pool& pool) {
       WritePartial(call, item, mine, partials + group * plan.pieces * size + piece * PartialSize(item.Queries(), H));
       if (left.IsLast(group)) finish(group, item);
     });
-    if (call.kv.is_ring) StoreChunk(call, store);
+    if (call.kv.is_ring) StoreRows(call, store, is_chunk);
   });
 }

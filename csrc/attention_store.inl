@@ -60,20 +60,37 @@ inline void StoreHead(const AttentionArguments& call, int64_t r, int64_t c, int6
   WriteHead(kv.type, kv.v, kv.v_scale, at, call.v + token * call.v_stride + from, call.head_dim);
 }
 
+// Rounds the H numbers of one token and head as the pool stores them, into to[H]; room[H] is memory to do it in.
+template <KvType kType>
+inline void RoundHead(const float* x, int64_t H, float* room, float* to) {
+  if (kType == KvType::kFloat32) {
+    std::memcpy(to, x, sizeof(float) * H);
+    return;
+  }
+  float scale = 1.0f;
+  WriteHead(kType, room, &scale, 0, x, H);
+  const auto* stored = reinterpret_cast<const typename Stored<kType>::Type*>(room);
+  for (int64_t h = 0; h < H; h += kLanes) {
+    const Floats value = Stored<kType>::Read(stored + h);
+    Store(to + h, kType == KvType::kInt8 ? Mul(value, Set(scale)) : value);
+  }
+}
+
 constexpr int64_t kStoreColumns = 16;  // of an item
 
 inline int64_t ChunkItems(const AttentionArguments& call) {
   return call.rows * ((call.columns + kStoreColumns - 1) / kStoreColumns);
 }
 
-// Stores the chunk in a phase of ChunkItems, but for rows of one token, which decode stores. Of a chunk longer than a
-// ring only the last `slots` tokens survive.
-inline void StoreChunk(const AttentionArguments& call, Phase& phase) {
+// Stores the rows that `is_wanted` in a phase of ChunkItems. Of a chunk longer than a ring only the last `slots` tokens
+// survive.
+template <class F>
+inline void StoreRows(const AttentionArguments& call, Phase& phase, F&& is_wanted) {
   const int64_t per_row = (call.columns + kStoreColumns - 1) / kStoreColumns;
   phase.Share([&](int64_t i) {
     const int64_t r = i / per_row, at = i % per_row * kStoreColumns;
     const int64_t first = call.kv.is_ring ? std::max(at, call.count[r] - call.kv.slots) : at;
-    const int64_t end = std::min<int64_t>(at + kStoreColumns, call.count[r] > 1 ? call.count[r] : 0);
+    const int64_t end = std::min<int64_t>(at + kStoreColumns, is_wanted(r) ? call.count[r] : 0);
     for (int64_t c = first; c < end; ++c)
       for (int64_t j = 0; j < call.kv_heads; ++j) StoreHead(call, r, c, j);
   });

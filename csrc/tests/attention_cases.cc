@@ -79,7 +79,8 @@ class Step {
         num_pools_(layer.is_ring ? shape.rows + 1 : shape.rows * pages_ + 1), qkv_(sizeof(float) * tokens_ * stride_),
         out_(sizeof(float) * tokens_ * (shape.heads * shape.head_dim + 3)), k_(layer.type, Heads(), shape.head_dim),
         v_(layer.type, Heads(), shape.head_dim), k_after_(layer.type, Heads(), shape.head_dim),
-        v_after_(layer.type, Heads(), shape.head_dim) {
+        v_after_(layer.type, Heads(), shape.head_dim), own_k_(layer.type, OwnHeads(), shape.head_dim),
+        own_v_(layer.type, OwnHeads(), shape.head_dim) {
     // Rings and pages in another order than the rows; number 0 is nobody's.
     const int per_row = l_.is_ring ? 1 : pages_;
     for (int i = 0; i < s_.rows * per_row; ++i) where_.push_back(s_.rows * per_row - i);
@@ -90,6 +91,12 @@ class Step {
       for (int c = std::max(0, count_[r]); c < s_.columns; ++c)
         std::fill_n(Token(r, c), stride_, NAN);
     }
+    for (int r = 0; r < s_.rows; ++r)
+      for (int c = 0; c < count_[r]; ++c)
+        for (int j = 0; j < s_.kv_heads; ++j) {
+          own_k_.Write(Own(r, c, j), Key(r, c, j));
+          own_v_.Write(Own(r, c, j), Value(r, c, j));
+        }
     Copy(k_, k_after_), Copy(v_, v_after_);
     for (int r = 0; r < s_.rows; ++r)
       for (int c = l_.is_ring ? std::max(0, count_[r] - l_.slots) : 0; c < count_[r]; ++c)
@@ -124,6 +131,8 @@ class Step {
 
  private:
   size_t Heads() const { return static_cast<size_t>(num_pools_) * static_cast<size_t>(l_.slots * s_.kv_heads); }
+  size_t OwnHeads() const { return static_cast<size_t>(tokens_ * s_.kv_heads); }
+  size_t Own(int r, int c, int j) const { return static_cast<size_t>((r * s_.columns + c) * s_.kv_heads + j); }
   float Scale() const { return 1.0f / std::sqrt(static_cast<float>(s_.head_dim)); }
   float* Token(int r, int c) { return qkv_.as<float>() + (r * s_.columns + c) * stride_; }
   float* Key(int r, int c, int j) { return Token(r, c) + (s_.heads + j) * s_.head_dim; }
@@ -155,13 +164,14 @@ class Step {
     const int H = s_.head_dim, j = n / (s_.heads / s_.kv_heads), start = start_[static_cast<size_t>(r)], last = start + c;
     const int first = l_.is_ring ? std::max(0, last - l_.window + 1) : 0;
     const float* q = Token(r, c) + n * H;
-    // Products of bf16 pairs: in chunks the query, scaled, and what a ring does not hold yet are rounded first.
-    const bool pairs = in_pairs_ && count_[static_cast<size_t>(r)] > 1;
-    const auto own = [&](float x) { return pairs ? Rounded(x) : static_cast<double>(x); };
+    // What a ring does not hold yet is rounded as it will be. Products of bf16 pairs: in chunks the scaled query too.
+    const int count = count_[static_cast<size_t>(r)];
+    const bool has_room = !l_.is_ring || l_.slots >= l_.window + count - 1;
+    const bool pairs = in_pairs_ && count > 1 && !(s_.columns <= 8 && has_room);
     std::vector<double> weight;
     double best = -1e300, total = 0, size = 0;
     const auto key = [&](int p, int h) {
-      return l_.is_ring && p >= start ? own(Key(r, p - start, j)[h]) : k.Read(Head(r, p, j), h);
+      return l_.is_ring && p >= start ? own_k_.Read(Own(r, p - start, j), h) : k.Read(Head(r, p, j), h);
     };
     for (int p = first; p <= last; ++p) {
       double score = 0, of_terms = 0;
@@ -177,7 +187,7 @@ class Step {
       double sum = 0, of_terms = 0;
       for (int p = first; p <= last; ++p) {
         const bool in_chunk = l_.is_ring && p >= start;
-        const double value = in_chunk ? own(Value(r, p - start, j)[h]) : v.Read(Head(r, p, j), h);
+        const double value = in_chunk ? own_v_.Read(Own(r, p - start, j), h) : v.Read(Head(r, p, j), h);
         const double term = weight[static_cast<size_t>(p - first)] / total * value;
         sum += term, of_terms += std::fabs(term);
       }
@@ -217,7 +227,7 @@ class Step {
   Random random_;
   int tokens_, stride_, pages_, num_pools_;
   Memory qkv_, out_;
-  Store k_, v_, k_after_, v_after_;
+  Store k_, v_, k_after_, v_after_, own_k_, own_v_;
   std::vector<double> want_, bound_;
   bool in_pairs_ = false;
 };
@@ -241,7 +251,7 @@ void Check(const Kernels& kernels, Pool& pool, const Shape& shape, const Layer& 
 
 void TestAttention(const Kernels& kernels) {
   constexpr Shape kShapes[] = {{1, 1, 4, 1, 16}, {3, 1, 4, 2, 32}, {1, 1, 5, 1, 256}, {2, 1, 16, 1, 16}, {1, 2, 3, 3, 16},
-                               {2, 5, 6, 2, 32}, {1, 16, 4, 1, 64}, {1, 40, 4, 1, 16}, {1, 70, 2, 2, 16}, {1, 3, 1, 1, 128}};
+                               {2, 5, 6, 2, 32}, {3, 8, 4, 2, 16}, {1, 16, 4, 1, 64}, {1, 40, 4, 1, 16}, {1, 70, 2, 2, 16}, {1, 3, 1, 1, 128}};
   Pool& pool = Pool::Get();
   for (KvType type : {KvType::kFloat32, KvType::kBf16, KvType::kInt8}) {
     for (const Shape& shape : kShapes) {
@@ -249,6 +259,7 @@ void TestAttention(const Kernels& kernels) {
         for (int age : {0, 1, std::max(0, window - 2), window - 1, window, window + 1, 3 * window + 2})
           Check(kernels, pool, shape, {type, true, window, window}, age, 0);
         Check(kernels, pool, shape, {type, true, window, window + 3}, window + 7, shape.columns / 3);
+        Check(kernels, pool, shape, {type, true, window, window + 7}, 2 * window + 9, shape.columns / 4);
       }
       for (int page : {1, 4, 16}) {
         for (int age : {0, page - 1, page, 70}) Check(kernels, pool, shape, {type, false, 0, page}, age, 0);

@@ -14,7 +14,7 @@ import pytest
 from gemworks import env, machine
 from gemworks.ops.cpu import attention as cpu
 from gemworks.ops.cpu import library
-from gemworks.ops.kv import FullPlan, PageKV, PagePlan, RingKV, RingPlan, stored_as
+from gemworks.ops.kv import FullPlan, PageKV, PagePlan, RingKV, RingPlan, new_page_kv, new_ring_kv, stored_as
 from gemworks.ops.xla import attention as xla
 
 # R rows, C columns, T = R * C tokens, N query heads, K kv heads, H head width, W window, B page size
@@ -252,9 +252,10 @@ def test_a_chunk_does_not_depend_on_its_neighbours(kind, dtype):
     together = np.asarray(kernel(q, k, v, plan, kv, scale=0.2)[0]).reshape(4, 40, case.heads, -1)
     for r, count in enumerate(counts):
         alone = jax.tree.map(lambda x, r=r: x[r : r + 1], plan)
-        own = slice(40 * r, 40 * r + count)  # and no padding
+        columns = 40 if count > 1 else 1  # up to 8 columns would be a draft, and take decode's way
+        own = slice(40 * r, 40 * r + columns)
         out, _ = kernel(q[own], k[own], v[own], alone, kv, scale=0.2)
-        np.testing.assert_array_equal(np.asarray(out), together[r, :count])
+        np.testing.assert_array_equal(np.asarray(out)[:count], together[r, :count])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -298,3 +299,34 @@ def test_numbers_outside_the_pool_are_refused():
         wrong = dataclasses.replace(plan, **{field: value})
         with pytest.raises(Exception, match="gemworks attention: row 0"):
             jax.block_until_ready(kernel(q, k, v, wrong, kv, scale=0.2))
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "float32"])
+@pytest.mark.parametrize("columns", [2, 4, 8])
+@pytest.mark.parametrize("is_ring", [True, False])
+def test_a_drafts_columns_are_the_bits_of_one_token_after_another(kv_dtype, columns, is_ring):
+    """Speculation keeps the text only if checking several tokens at once computes what decode would."""
+    window, slots, start = 20, 28, 75
+    rng = np.random.default_rng(columns)
+    q, k, v = (jnp.asarray(rng.normal(size=(columns, n, 32)), jnp.float32) for n in (4, 2, 2))
+    past_k, past_v = (jnp.asarray(rng.normal(size=(start, 2, 32)), jnp.float32) for _ in "kv")
+    new = new_ring_kv(1, slots, 2, 32, kv_dtype) if is_ring else new_page_kv(8, 16, 2, 32, kv_dtype)
+
+    def plan(at: int, count: int):
+        arrays = [np.array([x], np.int32) for x in (at, count)]
+        if is_ring:
+            return RingPlan(*arrays, np.zeros(1, np.int32), window)
+        return PagePlan(*arrays, np.arange(1, 8, dtype=np.int32)[None])
+
+    def attend(q, k, v, plan, kv):
+        return cpu.attention(q, k, v, plan, kv, scale=0.2)
+
+    _, kv = attend(jnp.zeros((start, 4, 32)), past_k, past_v, plan(0, start), new)
+    together, kv_together = attend(q, k, v, plan(start, columns), kv)
+    alone = []
+    for c in range(columns):
+        out, kv = attend(q[c : c + 1], k[c : c + 1], v[c : c + 1], plan(start + c, 1), kv)
+        alone.append(out)
+    np.testing.assert_array_equal(np.asarray(together), np.concatenate(alone))
+    for one, other in zip(jax.tree.leaves(kv_together), jax.tree.leaves(kv), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))

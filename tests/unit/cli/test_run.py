@@ -109,7 +109,7 @@ def test_json_is_one_object(run_command, model):
         "finish_reason": "stop",
         "stop_string": None,
         "timings": {
-            **{"load_s": 1.5, "compile_s": 0.0, "prefill_s": 0.5, "decode_s": 2.0, "prefill_tokens": 5},
+            **{"load_s": 1.5, "compile_s": 0.0, "queue_s": 0.0, "prefill_s": 0.5, "decode_s": 2.0, "prefill_tokens": 5},
             **{"decode_tokens": 8, "cached_tokens": 0, "prefill_per_second": 10.0, "decode_per_second": 4.0},
         },
     }

@@ -70,12 +70,12 @@ def check_mixes(numbers, runner, reference) -> Seen:
 
 @pytest.mark.parametrize("first", range(0, QUICK, 10))
 def test_quick_mixes(first, runner, reference):
-    """The first 40; the whole 500 are marked slow."""
+    """The first 40 of 500; the others are in `test_all_mixes`."""
     seen = check_mixes(range(first, first + 10), runner, reference)
     assert seen.tokens > 150 and seen.cached > 50
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_mixes(runner, reference):
     seen = check_mixes(range(QUICK, FULL), runner, reference)
     assert seen.tokens > 10_000 and seen.cached > 5_000 and seen.preemptions > 100
@@ -112,13 +112,13 @@ def check_drafts(numbers, runner, reference) -> Seen:
 
 def test_quick_mixes_with_drafts(drafting_runner, reference):
     """Rows that carry guesses, right and wrong, give what rows without them give."""
-    seen = check_drafts(range(1000, 1012), drafting_runner, reference)
-    assert seen.proposed > seen.accepted > 20
+    seen = check_drafts(range(1000, 1004), drafting_runner, reference)
+    assert seen.proposed > seen.accepted > 5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_mixes_with_drafts(drafting_runner, reference):
-    seen = check_drafts(range(1010, 1100), drafting_runner, reference)
+    seen = check_drafts(range(1004, 1100), drafting_runner, reference)
     assert seen.proposed > seen.accepted > 300 and seen.preemptions > 5
 
 

@@ -182,6 +182,6 @@ def test_every_read_is_right_whatever_happens():
     assert run(60, 60) > 4_000
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_read_is_right_for_100_000_steps():
     assert run(1_100, 60) > 100_000
