@@ -42,12 +42,13 @@ class Scratch {
 // bits that decode would compute one after another.
 constexpr int64_t kDraftColumns = 8;
 
-// Whether the tokens of row r take the way of decode. All of them are stored before any attends, so a ring needs a slot
-// to spare for each but the first.
+// Whether the tokens of row r take the way of decode. All of them are stored before any attends, so a ring that has
+// wrapped needs a slot to spare for each but the first.
 inline bool IsDecoded(const AttentionArguments& call, int64_t r) {
   const int64_t count = call.count[r];
   if (count <= 1) return count == 1;
-  return call.columns <= kDraftColumns && (!call.kv.is_ring || call.kv.slots >= call.window + count - 1);
+  if (call.columns > kDraftColumns) return false;
+  return !call.kv.is_ring || call.start[r] + count <= call.kv.slots || call.kv.slots >= call.window + count - 1;
 }
 
 inline bool IsChunk(const AttentionArguments& call, int64_t r) { return call.count[r] > 1 && !IsDecoded(call, r); }

@@ -62,6 +62,16 @@ ffi::Error RowMajor(F32 x, ffi::Buffer<ffi::BF16> weight, F32Result y) {
   return ffi::Error::Success();
 }
 
+ffi::Error Norm(F32 x, F32 gain, float eps, F32Result out) {
+  const int64_t cols = static_cast<int64_t>(gain.element_count()), count = static_cast<int64_t>(x.element_count());
+  if (cols % 16 != 0 || cols == 0 || count % cols != 0) {
+    return ffi::Error::InvalidArgument("gemworks: a norm wants rows of a multiple of 16 numbers, as many as its gain has.");
+  }
+  Turn turn;
+  turn.kernels().norm({count / cols, cols, eps, x.typed_data(), gain.typed_data(), out->typed_data()}, turn.pool());
+  return ffi::Error::Success();
+}
+
 ffi::Error Qkv(F32 x, F32 gain, U8 q_weight, U8 k_weight, U8 v_weight, F32 q_gain, F32 k_gain, F32 cos, F32 sin,
                Matrices matrices, float eps, F32Result q, F32Result k, F32Result v) {
   const int64_t D = x.dimensions()[1];
@@ -152,6 +162,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_linear, Linear,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_linear_bf16, RowMajor,
                               ffi::Ffi::Bind().Arg<F32>().Arg<ffi::Buffer<ffi::BF16>>().Ret<F32>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_rms_norm, Norm,
+                              ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Attr<float>("eps").Ret<F32>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gemworks_qkv, Qkv,
                               ffi::Ffi::Bind()

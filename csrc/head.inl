@@ -185,6 +185,20 @@ inline void UnpackRow(const Matrix& m, int64_t r, float scale, float* out) {
   }
 }
 
+// The norm before the head. XLA sums a row in an order that depends on how many there are, and the last bit of a sum
+// decides now and then which of two codes an activation is rounded to.
+void Norm(const NormArguments& g, Pool& pool) {
+  Phase rows(g.tokens);
+  pool.Run([&](int) {
+    rows.Share([&](int64_t t) {
+      const float* x = g.x + t * g.cols;
+      const Floats inverse = Set(InverseRms(x, g.cols, g.eps));
+      for (int64_t i = 0; i < g.cols; i += kLanes)
+        Store(g.out + t * g.cols + i, Mul(Mul(Load(x + i), inverse), Add(Set(1.0f), Load(g.gain + i))));
+    });
+  });
+}
+
 void Embed(const EmbedArguments& g, Pool& pool) {
   Phase rows(g.tokens);
   pool.Run([&](int) {

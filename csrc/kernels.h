@@ -79,6 +79,14 @@ struct EmbedArguments {
   float* out;
 };
 
+// out = x * (1 + gain) / rms(x) over rows of `cols` floats, a multiple of 16 (ops.rms_norm).
+struct NormArguments {
+  int64_t tokens, cols;
+  float eps;
+  const float *x, *gain;
+  float* out;
+};
+
 struct Kernels {
   const char* isa;
   void (*linear)(const LinearArguments&, Pool&, uint8_t*);
@@ -91,6 +99,7 @@ struct Kernels {
   void (*head)(const HeadArguments&, Pool&, uint8_t*);
   int64_t (*head_workspace)(const HeadArguments&, int threads);
   void (*embed)(const EmbedArguments&, Pool&);
+  void (*norm)(const NormArguments&, Pool&);
   void (*attend)(const AttentionArguments&, Pool&);
 };
 

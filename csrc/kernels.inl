@@ -47,6 +47,7 @@ const Kernels* Table() {
     k.head = Head;
     k.head_workspace = HeadWorkspace;
     k.embed = Embed;
+    k.norm = Norm;
     k.attend = Attend;
     return k;
   }();

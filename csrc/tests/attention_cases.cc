@@ -166,7 +166,7 @@ class Step {
     const float* q = Token(r, c) + n * H;
     // What a ring does not hold yet is rounded as it will be. Products of bf16 pairs: in chunks the scaled query too.
     const int count = count_[static_cast<size_t>(r)];
-    const bool has_room = !l_.is_ring || l_.slots >= l_.window + count - 1;
+    const bool has_room = !l_.is_ring || start + count <= l_.slots || l_.slots >= l_.window + count - 1;
     const bool pairs = in_pairs_ && count > 1 && !(s_.columns <= 8 && has_room);
     std::vector<double> weight;
     double best = -1e300, total = 0, size = 0;

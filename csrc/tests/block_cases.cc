@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include "cases.h"
@@ -178,6 +179,27 @@ void TestHead(const Kernels& kernels, int number, Format format, int tokens, int
   }
 }
 
+void TestNorm(const Kernels& kernels, int tokens, int D) {
+  Pool& pool = Pool::Get();
+  Case("%s norm, %d x %d, %d threads", kernels.isa, tokens, D, pool.size());
+  Random random(static_cast<uint64_t>(tokens * 1000 + D));
+  Memory x(sizeof(float) * tokens * D), gain(sizeof(float) * D), out(sizeof(float) * tokens * D), one(sizeof(float) * D);
+  for (int i = 0; i < tokens * D; ++i) x.as<float>()[i] = random.Between(-30.0f, 30.0f);
+  for (int i = 0; i < D; ++i) gain.as<float>()[i] = random.Between(-1.0f, 3.0f);
+  kernels.norm({tokens, D, 1e-6f, x.as<float>(), gain.as<float>(), out.as<float>()}, pool);
+  for (int t = 0; t < tokens; ++t) {
+    const float* row = x.as<float>() + t * D;
+    double sum = 0;
+    for (int c = 0; c < D; ++c) sum += static_cast<double>(row[c]) * row[c];
+    for (int c = 0; c < D; ++c) {
+      const double want = row[c] / std::sqrt(sum / D + 1e-6) * (1.0 + gain.as<float>()[c]), got = out.as<float>()[t * D + c];
+      if (!(std::fabs(got - want) <= 1e-6 * std::fabs(want) + 1e-30)) return Fail("[%d, %d]: want %.9g, got %.9g", t, c, want, got);
+    }
+    kernels.norm({1, D, 1e-6f, row, gain.as<float>(), one.as<float>()}, pool);
+    if (std::memcmp(one.as<float>(), out.as<float>() + t * D, sizeof(float) * D) != 0) return Fail("row %d alone has other bits", t);
+  }
+}
+
 void TestEmbed(const Kernels& kernels, Format format, int rows, int D) {
   Pool& pool = Pool::Get();
   Case("%s embed %s, %d x %d, %d threads", kernels.isa, NameOf(format), rows, D, pool.size());
@@ -201,6 +223,10 @@ void TestEmbed(const Kernels& kernels, Format format, int rows, int D) {
 
 void TestBlocks(const Kernels& kernels) {
   int number = 0;
+  for (int tokens : {1, 3, 8, 37}) {
+    TestNorm(kernels, tokens, 16);
+    TestNorm(kernels, tokens, 1152);
+  }
   for (Format f : kFormats) {
     const Format next = kFormats[(static_cast<int>(f) + 1) % 6], third = kFormats[(static_cast<int>(f) + 3) % 6];
     for (int tokens : {1, 2, 7}) {

@@ -51,7 +51,7 @@ class Composer:
         that. Keys that have had this round's tokens, their rows riding along, come after the growth.
         """
         queues = self._queues
-        alone = len(queues.by_key) == 1
+        alone = queues.is_alone
         prompt = self._prompt_of(key, weights)
         self._add_rows(queues.by_key[key].running, preempt=True)
         if prompt is not None and not prompt.in_prefill:

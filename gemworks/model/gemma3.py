@@ -101,7 +101,8 @@ class Gemma3(eqx.Module):
             rope, plan = kinds[layer.spec]
             x_TD, layer_kv = block(layer, x_TD, rope, plan, None if kv is None else kv[i])
             new_kv.append(layer_kv)
-        return self.final_norm(x_TD), tuple(new_kv)
+        head = self.embed.weight if self.head is None else self.head.weight
+        return ops.head_norm(x_TD, self.final_norm.scale, head, eps=self.final_norm.eps), tuple(new_kv)
 
     def logits(self, h_SD: jax.Array) -> jax.Array:
         """Return logits_SV in fp32: 1 MiB a row at 262,144 words, so call it for the rows that are sampled."""

@@ -95,6 +95,11 @@ def block_tail(
     return implementation(x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o, gate, up, down, eps=eps)
 
 
+def head_norm(x_TD: jax.Array, gain_D: jax.Array, head_VD: Weight, *, eps: float) -> jax.Array:
+    """Return the stack's last norm, rms_norm(x), of rows that `head_VD` will read."""
+    return select.implementation("head_norm")(x_TD, gain_D, head_VD, eps=eps)
+
+
 def head_top(
     h_RD: jax.Array, weight_VD: Weight, *, vocab: int, top: int, with_total: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

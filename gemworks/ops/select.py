@@ -28,6 +28,7 @@ _OPS = {
         "qkv": "block",
         "attention": "attention",
         "block_tail": "block",
+        "head_norm": "block",
         "head_top": "sample",
         "penalize": "sample",
         "sample": "sample",
@@ -40,6 +41,7 @@ _OPS = {
         "qkv": "block",
         "attention": "attention",
         "block_tail": "block",
+        "head_norm": "block",
         "head_top": "linear",
     },
 }

@@ -303,10 +303,10 @@ def test_numbers_outside_the_pool_are_refused():
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "float32"])
 @pytest.mark.parametrize("columns", [2, 4, 8])
-@pytest.mark.parametrize("is_ring", [True, False])
-def test_a_drafts_columns_are_the_bits_of_one_token_after_another(kv_dtype, columns, is_ring):
+@pytest.mark.parametrize(("is_ring", "start"), [(True, 75), (True, 12), (False, 75)])
+def test_a_drafts_columns_are_the_bits_of_one_token_after_another(kv_dtype, columns, is_ring, start):
     """Speculation keeps the text only if checking several tokens at once computes what decode would."""
-    window, slots, start = 20, 28, 75
+    window, slots = 20, 28 if start > 20 else 20  # a ring that has not wrapped needs no slots to spare
     rng = np.random.default_rng(columns)
     q, k, v = (jnp.asarray(rng.normal(size=(columns, n, 32)), jnp.float32) for n in (4, 2, 2))
     past_k, past_v = (jnp.asarray(rng.normal(size=(start, 2, 32)), jnp.float32) for _ in "kv")

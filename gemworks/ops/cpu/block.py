@@ -1,4 +1,4 @@
-"""A layer around its attention in two kernels (csrc/block.inl), where all its matrices are packed."""
+"""A layer around its attention in two kernels (csrc/block.inl), where all its matrices are packed; the norm before the head."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from gemworks.ops.weight import PackedWeight, Weight
 from gemworks.ops.xla import block as xla_block
 
 # T tokens, D model width, N query heads, K kv heads, H head width, J = H / 2, E = N * H
+
+LANES = 16
 
 
 def qkv(
@@ -38,6 +40,14 @@ def block_tail(
     operands = (x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, *(w.data for w in weights))
     call = jax.ffi.ffi_call("gemworks_block_tail", jax.ShapeDtypeStruct(x_TD.shape, jnp.float32))
     return call(*operands, matrices=matrices(*weights), eps=np.float32(eps))
+
+
+def head_norm(x_TD: jax.Array, gain_D: jax.Array, head_VD: Weight, *, eps: float) -> jax.Array:
+    """Return the rows normed for the head; before a packed one a row has the same bits beside any number of others."""
+    if not isinstance(head_VD, PackedWeight) or gain_D.shape[0] % LANES or x_TD.shape[0] == 0:
+        return xla_block.head_norm(x_TD, gain_D, head_VD, eps=eps)
+    call = jax.ffi.ffi_call("gemworks_rms_norm", jax.ShapeDtypeStruct(x_TD.shape, jnp.float32))
+    return call(jnp.asarray(x_TD, jnp.float32), jnp.asarray(gain_D, jnp.float32), eps=np.float32(eps))
 
 
 def _packed(*weights: Weight) -> list[PackedWeight] | None:

@@ -13,6 +13,7 @@ from gemworks.ops import native
 TARGETS = (
     "gemworks_linear",
     "gemworks_linear_bf16",
+    "gemworks_rms_norm",
     "gemworks_qkv",
     "gemworks_block_tail",
     "gemworks_head_top",

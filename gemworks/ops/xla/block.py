@@ -43,3 +43,9 @@ def block_tail(
     x_TD = x_TD + rms_norm(product(attn_TE, o), attn_gain_D, eps=eps)
     h_TD = rms_norm(x_TD, ffw_gain_D, eps=eps)
     return x_TD + rms_norm(product(geglu(product(h_TD, gate), product(h_TD, up)), down), ffw_post_gain_D, eps=eps)
+
+
+def head_norm(x_TD: jax.Array, gain_D: jax.Array, head_VD: Weight, *, eps: float) -> jax.Array:
+    """Return the rows normed for the head, which only tells a backend in what arithmetic they will be read."""
+    del head_VD
+    return rms_norm(x_TD, gain_D, eps=eps)

@@ -335,3 +335,24 @@ def test_solve_solves(factor, data):
     x = data.draw(st.lists(st.floats(-5, 5), min_size=3, max_size=3))
     right = [sum(a * b for a, b in zip(row, x, strict=True)) for row in matrix]
     assert solve(matrix, right) == pytest.approx(x, abs=1e-6)
+
+
+def test_who_left_a_moment_ago_does_not_come_back_to_a_full_step():
+    """A key that is alone gets the largest chunks, but not while another is only between two short requests."""
+    engine = harness(context=4096, num_pages=2000, num_local=1000, chunks=(4, 8, 16, 32, 64))
+    engine.submit(request(text(4000), key="long"))
+
+    def largest_chunk(steps: int) -> int:
+        before = len(chunks)
+        for _ in range(steps):
+            engine.step()
+        return max(chunks[before:])
+
+    chunks, launch = [], engine.launch
+    engine.launch = lambda plan: (chunks.append(plan.prefill.count if plan.prefill else 0), launch(plan))
+    assert largest_chunk(4) == 64
+    engine.submit(request(text(5, seed=2), key="short"))
+    while any(run.request.key == "short" for run in engine.live):
+        engine.step()
+    assert largest_chunk(8) < 64  # a step is a second here
+    assert largest_chunk(12) == 64
