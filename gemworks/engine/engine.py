@@ -170,7 +170,9 @@ class Engine:
         in_flight: Pending | None = None
         worked = False
         while not self._worker.is_closed:
-            if in_flight is not None and not self._may_run_ahead():
+            # A step that needed a new program is likely followed by one that does, and making it would delay what this
+            # one drew: a start would wait for the program of its second token (0.8 -> 1.5 s to the first for 270M).
+            if in_flight is not None and (in_flight.is_first or not self._may_run_ahead()):
                 self._finish(in_flight)
                 in_flight = None
             begun = self._now()

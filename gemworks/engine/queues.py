@@ -95,8 +95,8 @@ class Queue:
         return sum(len(entry.run.table) for entry in self.running)
 
 
-# Seconds that a key which left counts as company: whoever sends one short request after another is gone for moments, and
-# would meet a step filled for those who are alone each time it comes back (1B, a chunk of 512: 1.3 s).
+# Seconds that a key which left counts as company: whoever sends one short request after another is gone for moments,
+# and would meet a step filled for those who are alone each time it comes back (1B, a chunk of 512: 1.3 s).
 COMPANY_S = 15.0
 
 

@@ -69,6 +69,7 @@ class Pending:
     finish: Callable[["Pending"], list[list[SampleResult] | RequestError]]
     compiled_s: float  # the runner's compile_s when it was launched
     columns: int = 1  # of its decode rows
+    is_first: bool = False  # some program was made for it
     launched_s: float = field(default_factory=time.perf_counter)
 
     def read(self) -> list[list[SampleResult] | RequestError]:
@@ -167,6 +168,7 @@ class Runner:
 
         extra: what a step with image tokens or adapters needs; see: last position that each chunk token may see.
         """
+        made = self.num_compiled
         for action in plan.before:
             self.transfer(action)
         pending = Pending(plan, None, [], self._read, self.compile_s)
@@ -181,6 +183,7 @@ class Runner:
             pending.output = self.call(shape, pack(shape, decode, chunk, params), extra)
         for action in plan.after:
             self.transfer(action)
+        pending.is_first = self.num_compiled > made
         return pending
 
     def shape_of(self, plan: StepPlan, extra: StepExtra | None = None) -> StepShape:

@@ -3,8 +3,8 @@
 Requests wait by key (queues.py) until there are a ring and pages for them (allocator.py, which asks prefix.py what is
 there already). A step (composer.py) has a decode row for runs that have their prompt, and one row that computes the
 next part of one prompt. Where several keys have runs, fairness.py says whose turn it is and cost.py how long a step
-will be, so that nobody's rows wait long for another's prompt; where one key is alone, and has been for some seconds, steps
-are as full as they can be.
+will be, so that nobody's rows wait long for another's prompt; where one key is alone, and has been for some seconds,
+steps are as full as they can be.
 
 A run that needs a page when there is none takes it from the worst one: lowest priority, then youngest. That one waits,
 first of its key, and computes again what the prefix cache does not keep for it. The best run of all is never preempted

@@ -42,19 +42,6 @@ class Sequence:
         oldest = max(0, length - self._window + 1)
         return oldest >= length or oldest + self._rings.slots >= self.stored
 
-    def keep_prefix_of(self, prompt: list[int]) -> int:
-        """Drop all but a usable common prefix with `prompt` and return its length, at most len(prompt) - 1.
-
-        0 where the ring has wrapped past the point of difference: a wrapped ring cannot be trimmed.
-        """
-        length = 0
-        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            length += 1
-        self.rewind(length if self.can_rewind(length) else 0)
-        return self.stored
-
     def rewind(self, length: int) -> None:
         """Forget the tokens from `length` on and give their pages back."""
         assert length == 0 or self.can_rewind(length)

@@ -1,4 +1,7 @@
-"""A layer around its attention in two kernels (csrc/block.inl), where all its matrices are packed; the norm before the head."""
+"""A layer around its attention in two kernels (csrc/block.inl), where all its matrices are packed.
+
+And the norm before the head.
+"""
 
 import jax
 import jax.numpy as jnp

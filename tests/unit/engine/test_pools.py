@@ -81,21 +81,16 @@ def test_rewind_is_allowed_exactly_while_the_ring_holds_what_is_needed(window, s
     assert sequence.can_rewind(length) == all(ring[p % slots] == p for p in needed)
 
 
-def test_common_prefix_is_kept_and_the_rest_forgotten():
+def test_rewinding_keeps_the_tokens_before_and_gives_pages_back():
     sequence = new_sequence(window=None)
     store(sequence, [1, 2, 3, 4, 5])
-    assert sequence.keep_prefix_of([1, 2, 3, 9]) == 3
+    sequence.rewind(3)
     assert sequence.tokens == [1, 2, 3] and len(sequence.table) == 2
 
 
-def test_whole_prompt_in_the_cache_leaves_one_token_to_compute():
-    sequence = new_sequence(window=None)
-    store(sequence, [1, 2, 3])
-    assert sequence.keep_prefix_of([1, 2, 3]) == 2
-
-
-def test_wrapped_ring_starts_again():
+def test_wrapped_ring_can_only_start_again():
     sequence = new_sequence(window=4, slots=4)
     store(sequence, range(20))
-    assert sequence.keep_prefix_of([*range(10), 99, 98]) == 0
+    assert not sequence.can_rewind(10)
+    sequence.rewind(0)
     assert sequence.table == [] and sequence.stored == 0
