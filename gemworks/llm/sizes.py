@@ -15,7 +15,7 @@ KV_TYPES = ("bfloat16", "int8", "float32")
 
 # Rings cost most by far: 11.5 MB a sequence for 1B, 121 for 4B. Those of all sequences take this at most, or a
 # sixteenth of the weights.
-_RINGS_BYTES = 48_000_000
+_RINGS_BYTES = 32_000_000
 _MOST_SEQUENCES = 8
 
 # Windows of local keys and values that the prefix cache keeps: a chat's last turn, and one while its next one runs.
@@ -25,7 +25,7 @@ _KEPT_WINDOWS = 2
 def engine_sizes(config: TextConfig, *, context: int, kv: str, max_sequences: int | None, draft: int = 0) -> KVPlan:
     """Return the pools of an engine: the sequences asked for, or as many as cost little beside the weights.
 
-    The global layers' pages hold a quarter more than one context: several prompts share them, and what is left keeps
+    The global layers' pages hold a sixteenth more than one context: several prompts share them, and what is left keeps
     earlier ones. Raises CapacityError where this machine has no room for them.
     """
     if max_sequences is not None and max_sequences < 1:
@@ -37,7 +37,7 @@ def engine_sizes(config: TextConfig, *, context: int, kv: str, max_sequences: in
         most = max(1, min(_MOST_SEQUENCES, room // max(one.ring_bytes, 1)))
         max_sequences = 1 << most.bit_length() - 1
     local_pages = _KEPT_WINDOWS * window_pages(one.window, one.page_size) + 1 if one.window else 0
-    pages = max(2, -(-context // one.page_size) * 5 // 4 + 1)
+    pages = max(2, -(-context // one.page_size) * 17 // 16 + 1)
     sizes = plan_kv(config, **told, max_sequences=max_sequences, pages=pages, local_pages=local_pages)
     available = machine.memory().available
     if available and sizes.total_bytes > available:

@@ -21,10 +21,10 @@ if "cpu" not in select.available():
 
 CONFIG = small_config(layers=LAYERS, head_dim=32, model_dim=64)
 
-# Largest difference of a log-probability, measured 2.4e-7, 0, 0 and 0.054. With int8 a chunk reads its own keys as they
-# are and those of earlier chunks rounded, so it matters where a prompt is cut.
+# Largest difference of a log-probability, measured 9.5e-7 at most. Not for mixes on bfloat16 where the CPU multiplies
+# pairs of bf16: chunks round queries and weights there, so a token that is computed in a chunk after a preemption, or
+# alone after a cached prefix, moves by up to 0.04, and 12 of 107 answers of random weights were others (numerics.md).
 BOUND = 5e-6
-BOUNDS = [("float32", 5e-6), ("bfloat16", 5e-6), ("int8", 0.15)]
 
 
 def packed_model():
@@ -48,9 +48,10 @@ def alone(runner, request: Request) -> tuple[Handle, list[TokenEvent]]:
     return handle, collected(handle)
 
 
-def test_mixes_are_the_requests_alone():
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_mixes_are_the_requests_alone(kv_dtype):
     """Every token; log-probabilities to rounding: the kernels for one column and for many add in another order."""
-    runner = new_runner(packed_model(), kv_dtype="float32")
+    runner = new_runner(packed_model(), kv_dtype=kv_dtype)
     compared, differences = 0, []
     for number in range(3000, 3008):
         mix = Mix(number)
@@ -78,7 +79,7 @@ def test_mixes_are_the_requests_alone():
     assert max(differences) < BOUND
 
 
-@pytest.mark.parametrize(("kv_dtype", "bound"), BOUNDS)
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("float32", BOUND), ("int8", BOUND), ("bfloat16", 0.1)])
 def test_a_cached_prefix_costs_no_more_than_rounding(kv_dtype, bound):
     """Log-probabilities of a text whose beginning was in the prefix cache, against the whole text computed at once."""
     runner = new_runner(packed_model(), kv_dtype=kv_dtype)
