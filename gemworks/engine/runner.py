@@ -159,8 +159,8 @@ class Runner:
     def reset(self) -> None:
         """Make all pools anew, empty. What owns pages and rings is not told."""
         self._kv, self._kv_structure = self._zeros(self._new_layers)
-        # The prefix cache's pool is made when something is first kept: by then the first step is compiled, which is when
-        # a process needs most memory.
+        # The prefix cache's pool is made when something is first kept: by then the first step is compiled, which takes
+        # most memory.
         self._local, self._local_structure = None, jax.tree.structure(jax.eval_shape(self._new_local_layers))
         self._last_X = jax.device_put(np.zeros(self.rings.num_rings + 1, np.int32), may_alias=False)
 
