@@ -148,20 +148,17 @@ class Runner:
 
     def is_intact(self) -> bool:
         """Whether the pools are there: a step that fails after it was given them takes them along."""
-        return not any(pool.is_deleted() for pool in (*self._kv, *(self._local or ()), self._last_X))
+        return not any(pool.is_deleted() for pool in (*self._kv, *self._local, self._last_X))
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of all pools: pages, rings and the prefix cache's local pages."""
-        local = jax.tree.leaves(jax.eval_shape(self._new_local_layers))
-        return sum(pool.size * pool.dtype.itemsize for pool in (*self._kv, *local))
+        return sum(pool.nbytes for pool in (*self._kv, *self._local))
 
     def reset(self) -> None:
         """Make all pools anew, empty. What owns pages and rings is not told."""
         self._kv, self._kv_structure = self._zeros(self._new_layers)
-        # The prefix cache's pool is made when something is first kept: by then the first step is compiled, which takes
-        # most memory.
-        self._local, self._local_structure = None, jax.tree.structure(jax.eval_shape(self._new_local_layers))
+        self._local, self._local_structure = self._zeros(self._new_local_layers)
         self._last_X = jax.device_put(np.zeros(self.rings.num_rings + 1, np.int32), may_alias=False)
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -324,8 +321,6 @@ class Runner:
                 return jax.tree.leaves(function(layers, *arguments))
             return jax.tree.leaves(function(layers, jax.tree.unflatten(structures[1], local), *arguments))
 
-        if self._local is None:
-            self._local, _ = self._zeros(self._new_local_layers)
         saves = kind == "save_ring"
         values = (self._kv, self._local if kind != "copy_pages" else [], list(arguments))
         program = self._program((kind, structures, len(arguments[-2])), copy, values, donate=(1,) if saves else (0,))
