@@ -23,7 +23,7 @@ import numpy as np
 
 from gemworks import env, machine, ops
 from gemworks.bench import peaks
-from gemworks.engine.runner import PAGE_SIZE
+from gemworks.engine.shapes import PAGE_SIZE
 from gemworks.model.config import RELEASED, TextConfig
 from gemworks.ops import select
 from gemworks.ops.kv import PagePlan, RingPlan, new_page_kv, new_ring_kv

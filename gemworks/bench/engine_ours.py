@@ -14,7 +14,8 @@ from gemworks.bench.system import SystemSpec
 from gemworks.engine.engine import Engine
 from gemworks.engine.memory import KVPlan, plan_kv
 from gemworks.engine.programs import ProgramStore
-from gemworks.engine.runner import DRAFT_COLUMNS, Row, Runner
+from gemworks.engine.runner import Row, Runner
+from gemworks.engine.shapes import DRAFT_LENGTHS
 from gemworks.engine.speculative import PromptLookup
 from gemworks.errors import BackendError
 from gemworks.model.gemma3 import Gemma3
@@ -62,7 +63,7 @@ class OursEngine:
             max_sequences=sequences,
             kv_dtype=kv or "bfloat16",  # type: ignore[arg-type]
             cache_tokens=cache_tokens,
-            draft=DRAFT_COLUMNS[-1] - 1 if speculation else 0,
+            draft=DRAFT_LENGTHS[-1] if speculation else 0,
         )
         if (plan, speculation) not in self._engines:
             runner = Runner(self._model, programs=self._programs, **plan.runner_arguments())

@@ -12,7 +12,7 @@ from gemworks import ops
 from gemworks.bench.system import SystemSpec
 from gemworks.engine.engine import Engine
 from gemworks.engine.handle import Handle
-from gemworks.engine.memory import window_pages
+from gemworks.engine.memory import plan_kv
 from gemworks.engine.runner import Row, Runner
 from gemworks.engine.types import Request, SamplingParams
 from gemworks.llm import LLM
@@ -121,10 +121,8 @@ class Ours:
         if key not in self._engines:
             if sequences > 1:  # one of these at a time: they hold the most memory
                 self._engines = {size: engine for size, engine in self._engines.items() if size[1] == 1}
-            spec = self._model.config.local_spec
-            local_pages = (sequences + 1) * window_pages(min(spec.window, context), 16) if spec and spec.window else 0
-            told: dict[str, Any] = {"num_sequences": sequences, "num_local_pages": local_pages}
-            self._engines[key] = Engine(Runner(self._model, context=context, **told))
+            plan = plan_kv(self._model.config, context=context, max_sequences=sequences)
+            self._engines[key] = Engine(Runner(self._model, **plan.runner_arguments()))
         return self._engines[key]
 
 

@@ -7,7 +7,7 @@ a layer: 3.3 MB a rank for 1B in fp32 with all seven.
     slot 0     no adapter
     slot 1..   name -> slot; where none is free, a load takes that of the adapter that is unused the longest
 
-Keys and values of a prompt depend on its adapter: the prefix cache must tell loads apart (`version`), not slots and
+Keys and values of a prompt depend on its adapter: the prefix cache must tell loads apart (`key`), not slots and
 not names, both of which may come to mean other weights.
 
 One thread: the engine's. Arrays that were handed out are never changed, so a step in flight keeps what it began with.
@@ -65,6 +65,11 @@ class AdapterPool:
         return tuple(sorted(self._loaded))
 
     @property
+    def keys(self) -> frozenset[str]:
+        """What keys and values computed with each loaded adapter are kept under."""
+        return frozenset(map(self.key, self._loaded))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the matrices on the device, whatever is loaded."""
         shapes = [target_shape(self._config, target) for target in self.targets]
@@ -119,9 +124,9 @@ class AdapterPool:
         assert loaded.running > 0, f"adapter {name} is released more often than acquired"
         loaded.running -= 1
 
-    def version(self, name: str) -> int:
-        """Return a number that no other load has had: what keys and values computed with the adapter are kept under."""
-        return self._find(name).version
+    def key(self, name: str) -> str:
+        """Return what no other load has had, of this name or another. Raises RequestError if it is unknown."""
+        return f"{name}#{self._find(name).version}"
 
     def _find(self, name: str) -> _Loaded:
         if (loaded := self._loaded.get(name)) is not None:

@@ -25,10 +25,11 @@ from gemworks.engine.encoder_cache import EncoderCache
 from gemworks.engine.handle import Handle
 from gemworks.engine.live import EngineStats, Live, Moment, between
 from gemworks.engine.plan import RowPlan, StepPlan
-from gemworks.engine.runner import MAX_DRAFT_ROWS, Pending, Runner
+from gemworks.engine.runner import Pending, Runner
 from gemworks.engine.sampler import RowSampler, SampleResult
 from gemworks.engine.scheduler import Scheduler
 from gemworks.engine.scores import Scores
+from gemworks.engine.shapes import MAX_DRAFT_ROWS
 from gemworks.engine.spans import soft_tokens, spans_in
 from gemworks.engine.step import StepExtra
 from gemworks.engine.types import FinishReason, Request, TokenEvent
@@ -90,10 +91,16 @@ class Engine:
 
     def submit(self, request: Request) -> Handle:
         """Begin a request and return its handle; RequestError or CapacityError for what can never be computed."""
-        self.check(request)
-        handle = Handle(request, self._cancel)
-        self._worker.do(lambda: self._begin(request, handle))
-        return handle
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[Handle]:
+        """Begin several requests: all of them, or none where one of them can never be computed."""
+        for request in requests:
+            self.check(request)
+        handles = [Handle(request, self._cancel) for request in requests]
+        for handle in handles:
+            self._worker.do(lambda handle=handle: self._begin(handle.request, handle))
+        return handles
 
     def stats(self) -> EngineStats:
         """Return the counts as they are now."""
@@ -134,7 +141,7 @@ class Engine:
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Raises RequestError if it is unknown, CapacityError while requests use it."""
-        self._worker.wait(lambda: self._room_for_adapters(name).unload(name))
+        self._worker.wait(lambda: self._change_adapters(lambda: self._room_for_adapters(name).unload(name)))
 
     def _cancel(self, handle: Handle, index: int | None) -> None:
         if not handle.is_done and not self._worker.is_closed:
@@ -142,15 +149,20 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise RequestError or CapacityError for what this engine can never compute."""
+        last = self._runner.vocab - 1
         images = [range(span.start, span.end) for span in request.spans]  # whose placeholder need not be a word
         for i, token_id in enumerate(request.prompt):
-            if not 0 <= token_id < self._runner.vocab and not any(i in image for image in images):
-                last = self._runner.vocab - 1
+            if not 0 <= token_id <= last and not any(i in image for image in images):
                 raise RequestError(f"prompt token {i} is {token_id}; this model's tokens are 0 to {last}.")
+        if unknown := [token_id for token_id in request.choices if not 0 <= token_id <= last]:
+            raise RequestError(f"choices name token {unknown[0]}; this model's tokens are 0 to {last}.")
+        if bool(request.choices) != (request.kind == "choose"):
+            got = f'{len(request.choices)} with kind "{request.kind}"'
+            raise RequestError(f'choices go with kind "choose", which needs some; got {got}.')
         self._scheduler.check(request)
         RowSampler(request.params, (), vocab=self._runner.vocab)  # its parameters name tokens, too
         if request.adapter is not None:
-            self._room_for_adapters(request.adapter).version(request.adapter)
+            self._room_for_adapters(request.adapter).key(request.adapter)
 
     def _room_for_adapters(self, name: str) -> AdapterPool:
         if self._adapters is None:
@@ -158,10 +170,17 @@ class Engine:
         return self._adapters
 
     def _load_adapter(self, name: str, adapter: LoraAdapter) -> None:
-        if self._adapters is None:
-            rank = max(adapter.rank, 16)
-            self._adapters = AdapterPool(self._runner.config, slots=MAX_ADAPTERS, max_rank=rank)
-        self._adapters.load(name, adapter)
+        pool = self._adapters
+        if pool is None:
+            pool = self._adapters = AdapterPool(self._runner.config, slots=MAX_ADAPTERS, max_rank=max(adapter.rank, 16))
+        self._change_adapters(lambda: pool.load(name, adapter))
+
+    def _change_adapters(self, change: Callable[[], object]) -> None:
+        """Load or unload; what the prefix cache holds of an adapter that is gone is nobody's any more."""
+        before = self._adapters.keys if self._adapters else frozenset()
+        change()
+        for key in before - (self._adapters.keys if self._adapters else frozenset()):
+            self._scheduler.forget_adapter(key)
 
     # -- the engine's thread -------------------------------------------------------------------------------------
 
@@ -202,8 +221,7 @@ class Engine:
             if request.adapter is not None and self._adapters is not None:
                 slot = self._adapters.acquire(request.adapter)
                 # What another load of the same name computed is not this one's.
-                versioned = f"{request.adapter}#{self._adapters.version(request.adapter)}"
-                request = dataclasses.replace(request, adapter=versioned)
+                request = dataclasses.replace(request, adapter=self._adapters.key(request.adapter))
             runs = self._scheduler.submit(request, self._order)
         except GemworksError as error:
             if slot and self._adapters is not None and handle.request.adapter is not None:

@@ -8,21 +8,22 @@
 Keys and values are exact to the byte: the pools are allocated once and never grow. The other two are estimates from
 measurements, which stand beside the constants. GB is 10^9 bytes.
 
-A ring holds `slots` positions: the window, and as many more as a draft may be long, since rejected tokens overwrite
-what the next step still needs. Slots are whole pages, so that rings and local pages can be copied page by page.
+A ring holds `slots` positions (shapes.ring_slots): the window, and as many more as a draft may be long, since rejected
+tokens overwrite what the next step still needs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from gemworks.engine.shapes import PAGE_SIZE, PREFILL_COLUMNS, draw_sizes, ring_slots, step_sizes
 from gemworks.errors import CapacityError, ConfigError
 from gemworks.model.config import TextConfig
 
 KVType = Literal["bfloat16", "int8", "float32"]
+KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 
-PAGE_SIZE = 16
-LARGEST_CHUNK = 512  # tokens of a prompt that one step computes at most
+LARGEST_CHUNK = PREFILL_COLUMNS[-1]  # tokens of a prompt that one step computes at most
 
 _ELEMENT_BYTES: dict[str, int] = {"bfloat16": 2, "int8": 1, "float32": 4}
 _SCALE_BYTES = 4  # int8: one fp32 scale for each position and kv head, of keys and of values
@@ -146,8 +147,7 @@ def plan_kv(
     position_bytes = _position_bytes(config, kv_dtype)
     num_local = sum(spec.is_local for spec in config.layers)
     local = config.local_spec
-    # A text never needs more slots than it has positions.
-    slots = _up(min(local.window + draft, context), page_size) if local and local.window else 0
+    slots = ring_slots(local.window, context, page_size, draft) if local and local.window else 0
     window = min(local.window, context) if local and local.window else 0
     if pages is None:
         pages = max_sequences * _ceil(context, page_size) + _ceil(cache_tokens, page_size) + 1
@@ -186,21 +186,17 @@ PROCESS_BYTES = 220_000_000
 PROGRAM_BYTES = 10_400_000
 
 # The compiler, while it works and what stays of it: what was measured over all other parts at the first start's peak,
-# 38 MB (270M), 73 (1B), 92 (six layers in bf16). Programs that come from the cache do without.
-COMPILE_BYTES = 65_000_000
+# 38 to 45 MB (270M), 57 (1B), 86 to 113 (six layers in bf16; more where other processes compute meanwhile). Programs
+# that come from the cache do without.
+COMPILE_BYTES = 75_000_000
 
 
 def num_programs(max_sequences: int, draft: int = 0) -> int:
     """Return how many programs an engine has when all are made (Runner.warm_up).
 
-    Decode steps of 1, 2, 4 ... rows, of those up to 4 rows also with drafts of two lengths; a prompt's chunk of six
-    sizes alone, and beside few rows or all; draws apart for one, four and all rows; three kinds of copies.
+    Every size of step, draws apart with short and long lists of penalized ids, scores, and three kinds of copies.
     """
-    sizes = (max_sequences - 1).bit_length() + 1
-    few_or_all = len({min(4, max_sequences), max_sequences})
-    draws = len({min(1, max_sequences), min(4, max_sequences), max_sequences})
-    drafts = 2 * min(sizes, 3) if draft else 0
-    return sizes + drafts + 6 + 6 * few_or_all + draws + 3
+    return len(step_sizes(max_sequences, draft=draft)) + 2 * len(draw_sizes(max_sequences)) + 1 + 3
 
 
 def workspace_bytes(config: TextConfig, step: LargestStep) -> int:
@@ -353,10 +349,6 @@ def _check(config: TextConfig, *, kv_dtype: str, draft: int, context: int, **siz
 
 def _ceil(count: int, size: int) -> int:
     return -(-count // size)
-
-
-def _up(count: int, size: int) -> int:
-    return _ceil(count, size) * size
 
 
 def _gb(num_bytes: int) -> str:

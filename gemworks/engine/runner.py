@@ -25,30 +25,29 @@ from gemworks.engine.sampler import (
     SampleResult,
     full_arguments,
     full_choice,
+    penalty_widths,
     read_full,
     row_params,
     score_tokens,
 )
 from gemworks.engine.scores import SCORE_ROWS
 from gemworks.engine.sequence import Sequence
+from gemworks.engine.shapes import (
+    DRAFT_COLUMNS,
+    PAGE_SIZE,
+    PREFILL_COLUMNS,
+    decode_sizes,
+    draw_sizes,
+    mixed_sizes,
+    ring_slots,
+    step_sizes,
+)
 from gemworks.engine.step import FROM_DEVICE, RowInput, StepExtra, StepOutput, StepShape, pack, run_step
 from gemworks.engine.types import MAX_TOP_LOGPROBS
 from gemworks.errors import RequestError
 from gemworks.memory import give_back_freed_memory
 from gemworks.model.gemma3 import Gemma3
 from gemworks.ops.kv import Array, new_page_kv, new_ring_kv
-
-PAGE_SIZE = 16
-
-# Columns of a prefill step. A chunk is padded to the next of these, so at most half of it is wasted; each is one more
-# program to compile (4 to 8 s for 1B on two cores).
-PREFILL_COLUMNS = (16, 32, 64, 128, 256, 512)
-
-# Rows that may carry drafts in one step: with more, what is refused costs more than what is accepted saves.
-MAX_DRAFT_ROWS = 4
-
-# Columns of a row that carries a draft: the token that is known and 3 or 7 that are guessed.
-DRAFT_COLUMNS = (4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,7 @@ class Runner:
         pages = num_sequences * self.table_width if num_pages is None else num_pages
         self.pages = PagePool(pages + 1, page_size)
         self.local_pages = PagePool(num_local_pages + 1, page_size) if num_local_pages and spec else None
+        self._num_local_pages = self.local_pages.num_pages if self.local_pages else 0
         self.rings = RingPool(num_sequences, ring_slots(self.window, context, page_size, draft))
         self.limits = Limits(
             max_sequences=num_sequences,
@@ -148,17 +148,20 @@ class Runner:
 
     def is_intact(self) -> bool:
         """Whether the pools are there: a step that fails after it was given them takes them along."""
-        return not any(pool.is_deleted() for pool in (*self._kv, *self._local, self._last_X))
+        return not any(pool.is_deleted() for pool in (*self._kv, *(self._local or ()), self._last_X))
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of all pools: pages, rings and the prefix cache's local pages."""
-        return sum(pool.nbytes for pool in (*self._kv, *self._local))
+        local = jax.tree.leaves(jax.eval_shape(self._new_local_layers))
+        return sum(pool.size * pool.dtype.itemsize for pool in (*self._kv, *local))
 
     def reset(self) -> None:
         """Make all pools anew, empty. What owns pages and rings is not told."""
         self._kv, self._kv_structure = self._zeros(self._new_layers)
-        self._local, self._local_structure = self._zeros(self._new_local_layers)
+        # The prefix cache's pool is made when something is first kept. By then the first step is compiled, which is
+        # when a process needs most memory: 23 MB less at the peak of 1B's start.
+        self._local, self._local_structure = None, jax.tree.structure(jax.eval_shape(self._new_local_layers))
         self._last_X = jax.device_put(np.zeros(self.rings.num_rings + 1, np.int32), may_alias=False)
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -200,9 +203,7 @@ class Runner:
         """Return the number of rows that `rows` decoding sequences are padded to, in a step with a chunk or without."""
         if not rows:
             return 0
-        most = self.limits.max_sequences
-        # Beside a chunk, padding rows cost little and programs cost seconds: few sizes.
-        sizes = sorted({min(4, most), most}) if mixed else decode_sizes(most)
+        sizes = (mixed_sizes if mixed else decode_sizes)(self.limits.max_sequences)
         return next(size for size in sizes if size >= rows)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -211,7 +212,11 @@ class Runner:
         jobs: list[Callable[[], object]] = [
             lambda shape=shape: self.call(shape, pack(shape, (), None, None), None) for shape in self.shapes()
         ]
-        jobs += [lambda R=R: self.draw(empty, [], [], rows=R) for R in draw_sizes(self.limits.max_sequences)]
+        jobs += [
+            lambda R=R, width=width: self.draw(empty, [], [], rows=R, width=width)
+            for R in draw_sizes(self.limits.max_sequences)
+            for width in penalty_widths(self.vocab)
+        ]
         states_SD = np.zeros((SCORE_ROWS, self.config.model_dim), np.float32)
         jobs.append(lambda: self.score(states_SD, np.zeros(SCORE_ROWS, np.int32)))
         jobs.append(lambda: self.transfer(CopyPage(0, 0)))
@@ -224,13 +229,9 @@ class Runner:
 
     def shapes(self) -> list[StepShape]:
         """Return every shape that plans without images and adapters are padded to."""
-        sizes = decode_sizes(self.limits.max_sequences)
-        beside = sorted({self.decode_rows(rows, mixed=True) for rows in sizes})
-        columns = [1, *(c for c in DRAFT_COLUMNS if c <= self.limits.draft + 1)]
-        parts = [(rows, C, 0) for rows in sizes for C in columns if C == 1 or rows <= MAX_DRAFT_ROWS]
-        parts += [(0, 1, chunk) for chunk in self.limits.chunks]
-        parts += [(rows, 1, chunk) for rows in beside for chunk in self.limits.chunks]
-        return [StepShape(*part, self.table_width) for part in parts]
+        limits = self.limits
+        sizes = step_sizes(limits.max_sequences, draft=limits.draft, chunks=limits.chunks)
+        return [StepShape(*size, self.table_width) for size in sizes]
 
     def columns_for(self, tokens: int) -> int:
         """Return the smallest compiled chunk that holds `tokens` tokens."""
@@ -241,7 +242,8 @@ class Runner:
 
         S is one row each (its last real token), or with `every_token` R * columns with padding included.
         """
-        columns = next(c for c in (1, *PREFILL_COLUMNS) if c >= max(len(row.ids) for row in rows))
+        longest = max(len(row.ids) for row in rows)
+        columns = 1 if longest == 1 else self.columns_for(longest)
         for row in rows:
             row.sequence.reserve(row.sequence.stored + len(row.ids))
         shape = StepShape(len(rows), columns, 0, self.table_width)
@@ -321,6 +323,8 @@ class Runner:
                 return jax.tree.leaves(function(layers, *arguments))
             return jax.tree.leaves(function(layers, jax.tree.unflatten(structures[1], local), *arguments))
 
+        if self._local is None and kind != "copy_pages":
+            self._local, _ = self._zeros(self._new_local_layers)
         saves = kind == "save_ring"
         values = (self._kv, self._local if kind != "copy_pages" else [], list(arguments))
         program = self._program((kind, structures, len(arguments[-2])), copy, values, donate=(1,) if saves else (0,))
@@ -384,12 +388,19 @@ class Runner:
                 results[i] = [result]
         return results
 
-    def draw(self, h_RD: np.ndarray, samplers: list[RowSampler], masks: list, *, rows: int = 0) -> list[SampleResult]:
-        """Return what rows draw that ask for more than a step's program does, from their hidden states."""
+    def draw(
+        self, h_RD: np.ndarray, samplers: list[RowSampler], masks: list, *, rows: int = 0, width: int = 0
+    ) -> list[SampleResult]:
+        """Return what rows draw that ask for more than a step's program does, from their hidden states.
+
+        rows, width: padded to at least so many rows and penalized ids.
+        """
         R = next(size for size in draw_sizes(self.limits.max_sequences) if size >= max(len(samplers), rows))
         padding = R - len(samplers)
         h_RD = np.concatenate([h_RD, np.zeros((padding, h_RD.shape[1]), h_RD.dtype)])
-        told = full_arguments([*samplers, *[None] * padding], [*masks, *[None] * padding], vocab=self.vocab)
+        told = full_arguments(
+            [*samplers, *[None] * padding], [*masks, *[None] * padding], vocab=self.vocab, width=width
+        )
         arguments, structure = jax.tree.flatten((self._head, h_RD, *told))
 
         def draw_flat(arguments):
@@ -409,9 +420,9 @@ class Runner:
         )
 
     def _new_local_layers(self):
-        if self.local_pages is None:
+        pages, size = self._num_local_pages, self.pages.page_size
+        if not pages:
             return ()
-        pages, size = self.local_pages.num_pages, self.local_pages.page_size
         return tuple(new_page_kv(pages, size, *self._heads) for layer in self.config.layers if layer.is_local)
 
     def _zeros(self, layers: Callable) -> tuple[list[jax.Array], Any]:
@@ -434,12 +445,6 @@ def row_input(row: RowPlan, see: Seq[int] | None = None) -> RowInput:
     return RowInput(ids, row.start, run.ring, run.table, run.slot, see)
 
 
-def ring_slots(window: int | None, context: int, page_size: int, draft: int = 0) -> int:
-    """Return the positions a ring holds: the window and a draft, in whole pages, and never more than a text has."""
-    wanted = min((window or 1) + draft, context)
-    return -(-wanted // page_size) * page_size
-
-
 def _mask_of(run: Run):
     """What a run's mask allows now, or the error to end it with."""
     try:
@@ -448,14 +453,3 @@ def _mask_of(run: Run):
         return error
     except Exception as error:
         return RequestError(f"the mask of this request raised {type(error).__name__}: {error}")
-
-
-def draw_sizes(most: int) -> list[int]:
-    """Return the numbers of rows that draws apart from a step are compiled for: few, as each is a large program."""
-    return [*(size for size in (1, 4) if size < most), most]
-
-
-def decode_sizes(most: int) -> list[int]:
-    """Return the numbers of rows that decode steps are compiled for: powers of two up to the most."""
-    sizes = [1 << i for i in range(most.bit_length()) if 1 << i < most]
-    return [*sizes, most]

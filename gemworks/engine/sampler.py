@@ -26,8 +26,9 @@ from gemworks.ops.weight import Weight
 
 # R and S rows, V vocabulary rows, D model width, P penalized ids of a row with padding, W words of a mask, n likeliest
 
-# Ids that penalties may concern in one row: an answer of that length, a long prompt, any text. A program each.
-_PENALTY_WIDTHS = (512, 8192)
+# Ids that penalties may concern in one row: most prompts and answers, any text. A program each; 53 KB a row and step at
+# 4,096.
+_PENALTY_WIDTHS = (4096,)
 # Not an id of any vocabulary: place i of a penalty list that holds none has this + i, so that no two are equal.
 _NO_ID = 2**30
 # Far from where a sum of logit and bias overflows fp32.
@@ -183,10 +184,13 @@ def row_params(samplers: Sequence[RowSampler | None], offsets: Sequence[int] | N
     )
 
 
-def row_penalties(samplers: Sequence[RowSampler | None], *, vocab: int) -> Penalties:
-    """Return the penalty lists of R rows, one of `penalty_widths` wide; rows without penalties have neutral ones."""
+def row_penalties(samplers: Sequence[RowSampler | None], *, vocab: int, width: int = 0) -> Penalties:
+    """Return the penalty lists of R rows, one of `penalty_widths` wide; rows without penalties have neutral ones.
+
+    width: at least so wide.
+    """
     R = len(samplers)
-    width = max([penalty_widths(vocab)[0], *(len(s.penalties.ids_P) for s in samplers if s is not None)])
+    width = max([width, penalty_widths(vocab)[0], *(len(s.penalties.ids_P) for s in samplers if s is not None)])
     out = Penalties(
         repetition_R=np.ones(R, np.float32),
         presence_R=np.zeros(R, np.float32),
@@ -266,13 +270,13 @@ class SampleResult:
 
 
 def full_arguments(
-    samplers: Sequence[RowSampler | None], masks: Sequence[np.ndarray | None], *, vocab: int
+    samplers: Sequence[RowSampler | None], masks: Sequence[np.ndarray | None], *, vocab: int, width: int = 0
 ) -> tuple[SampleParams, Penalties, np.ndarray]:
     """Return what `full_choice` takes after the hidden states, for R rows of which some may be padding (None).
 
     masks: what `RowSampler.mask_words` gave for each row.
     """
-    return row_params(samplers), row_penalties(samplers, vocab=vocab), row_masks(masks, vocab=vocab)
+    return row_params(samplers), row_penalties(samplers, vocab=vocab, width=width), row_masks(masks, vocab=vocab)
 
 
 def read_full(samplers: Sequence[RowSampler | None], ids_R, logprob_R, values_Rn, ids_Rn) -> list[SampleResult]:

@@ -1,4 +1,4 @@
-"""What a request that draws nothing collects from its chunks: log-probabilities of its tokens, or their mean state."""
+"""What a request that draws nothing collects from its chunks: log-probabilities, or the mean of its states."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,10 @@ class Scores:
                 self._total_D = 0.0
             self._total_D = self._total_D + h_CD.astype(np.float64).sum(axis=0)
             return
+        if self._request.kind == "choose":
+            if row.start + row.count == len(self._request.prompt):
+                self._choose(runner, h_CD[-1])
+            return
         # The state of a position tells of the token after it.
         first = max(row.start, self._request.score_from - 1)
         last = min(row.start + row.count, len(self._request.prompt) - 1)
@@ -43,6 +47,17 @@ class Scores:
             handle.embedding = np.asarray(self._total_D / len(self._request.prompt), np.float32)
         else:
             handle.scores = self._scores
+
+    def _choose(self, runner: "Runner", h_D: np.ndarray) -> None:
+        """Score each choice under the last state of the prompt."""
+        choices, self._scores = self._request.choices, []
+        states_SD = np.tile(h_D.astype(np.float32), (SCORE_ROWS, 1))
+        for at in range(0, len(choices), SCORE_ROWS):
+            part = choices[at : at + SCORE_ROWS]
+            targets = np.zeros(SCORE_ROWS, np.int32)
+            targets[: len(part)] = part
+            chosen, _, _ = (np.asarray(x) for x in runner.score(states_SD, targets))
+            self._scores += [TokenLogprob(one, float(chosen[i])) for i, one in enumerate(part)]
 
     def _score(self, runner: "Runner", h_nD: np.ndarray, position: int) -> None:
         """Score the tokens at `position` on under the states before them."""

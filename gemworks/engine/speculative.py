@@ -27,11 +27,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gemworks.engine.sampler import RowSampler, row_params
+from gemworks.engine.shapes import DRAFT_LENGTHS
 from gemworks.errors import CapacityError
 from gemworks.ops.sampling import SampleParams
-
-# Draft lengths a step is compiled for: 4 and 8 columns with the token that is known.
-DRAFT_LENGTHS = (3, 7)
 
 
 class Proposer(Protocol):

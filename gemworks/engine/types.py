@@ -13,7 +13,8 @@ from gemworks.errors import RequestError
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 # generate: draw tokens. score: log-probabilities of the prompt's own tokens. embed: the mean of its final states.
-RequestKind = Literal["generate", "score", "embed"]
+# choose: log-probabilities of some tokens as the one after the prompt, from the pass that computes the prompt.
+RequestKind = Literal["generate", "score", "embed", "choose"]
 
 MAX_TOP_LOGPROBS = 20
 
@@ -87,7 +88,8 @@ class Request:
     by the engine's clock (time.monotonic); a request that is not done then ends with what it has. adapter: name of a
     loaded LoRA adapter. mask: called with the answer tokens so far before each draw, returns the allowed ids as bits
     (uint32 words, id i is bit i % 32 of word i // 32) or None for all. score_from: first prompt position whose
-    log-probability is wanted (kind "score"). use_cache False neither reads nor feeds the prefix cache. name: what
+    log-probability is wanted (kind "score"). choices: tokens whose log-probability as the next one is wanted (kind
+    "choose"). use_cache False neither reads nor feeds the prefix cache. name: what
     messages and logs call it.
     """
 
@@ -102,6 +104,7 @@ class Request:
     adapter: str | None = None
     mask: Callable[[list[int]], Any] | None = None
     score_from: int = 1
+    choices: tuple[int, ...] = ()
     use_cache: bool = True
     name: str = ""
 

@@ -58,7 +58,7 @@ class Tokenizer:
         made = make_engines(engine, where)
         self._made: Engines | None = made
         self._table: VocabularyTable | None = None
-        self._load: Callable[[], Tokenizer] = lambda: self  # what has a table gets its engines from
+        self._load: Callable[[], Tokenizer] | None = None  # what has a table gets its engines from
         self._split = 0  # characters that the table has split
         self._describe(made.names, made.controls, made.matched, engine.token_to_id, where)
         self._require_whole()
@@ -99,8 +99,8 @@ class Tokenizer:
     def _engines(self) -> "Engines":
         """The engines, loaded now where a table stood in for them."""
         if self._made is None:
-            self._made = self._load()._made
-            assert self._made is not None
+            assert self._load is not None
+            self._made = self._load()._engines
         return self._made
 
     def to_table(self) -> dict[str, np.ndarray] | None:

@@ -105,9 +105,9 @@ def test_running_requests_keep_their_adapter():
 def test_a_load_of_the_same_name_replaces_and_has_another_version():
     own = pool()
     slot = own.load("a", adapter(seed=1))
-    before = own.version("a")
+    before = own.key("a")
     assert own.load("a", adapter(seed=2)) == slot
-    assert own.version("a") != before and own.names == ("a",)
+    assert own.key("a") != before and own.names == ("a",)
     np.testing.assert_array_equal(own.adapters.layers[0]["q"].a_PD[:2], adapter(seed=2).deltas[0, "q"].a_rD)
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_adapter_is_told_what_is_loaded():
     with pytest.raises(RequestError, match=r'Did you mean "sql-v2"\?\nLoaded: chat, sql-v2') as refused:
         own.acquire("sql-v1")
     assert 'no adapter named "sql-v1"' in str(refused.value)
-    for call in (own.unload, own.version):
+    for call in (own.unload, own.key):
         with pytest.raises(RequestError, match="no adapter named"):
             call("sql-v1")
 
@@ -162,8 +162,8 @@ class Pool(RuleBasedStateMachine):
         self.slots[name] = self.pool.load(name, adapter())
         self.used.append(name)
         self.running[name] = 0
-        assert self.pool.version(name) not in self.versions
-        self.versions.add(self.pool.version(name))
+        assert self.pool.key(name) not in self.versions
+        self.versions.add(self.pool.key(name))
 
     def forget(self, name):
         self.used.remove(name)

@@ -166,6 +166,36 @@ def test_scores_from_a_position_leave_out_what_is_before_it_and_use_the_cache(en
     assert part.timings().cached_tokens == 30
 
 
+def test_choices_have_the_logprobs_of_what_would_be_drawn_and_use_the_cache(engine):
+    """More of them than one program scores at once, one twice; the prompt but its last token comes from the cache."""
+    ids = random_ids(CONFIG, 35, seed=8)
+    expected = raw_logprobs(engine, ids)
+    choices = [*np.flatnonzero(np.isfinite(expected)).tolist() * 2, int(expected.argmax())]
+    handle = submit(engine, ids, kind="choose", choices=tuple(choices))
+    assert [event.finish_reason for event in handle] == ["stop"]
+    assert [score.token_id for score in handle.scores] == choices
+    np.testing.assert_allclose([score.logprob for score in handle.scores], expected[choices], atol=1e-4)
+    assert handle.timings().cached_tokens == 34 and handle.timings().prefill_tokens == 1
+
+
+def test_choices_that_are_no_tokens_or_nobodys_are_refused(engine):
+    size = CONFIG.vocab_size
+    with pytest.raises(RequestError, match=f"choices name token {size}; this model's tokens are 0 to {size - 1}"):
+        submit(engine, kind="choose", choices=(1, size))
+    for told in ({"kind": "choose"}, {"choices": (1,)}, {"kind": "score", "choices": (1,)}):
+        with pytest.raises(RequestError, match='choices go with kind "choose", which needs some; got '):
+            submit(engine, **told)
+
+
+def test_of_several_requests_all_begin_or_none(engine):
+    before = engine.stats().requests
+    with pytest.raises(RequestError, match="prompt token 0 is -1"):
+        engine.submit_all([Request(prompt=tuple(PROMPT), params=GREEDY), Request(prompt=(-1,), params=GREEDY)])
+    assert engine.stats().requests == before
+    handles = engine.submit_all([Request(prompt=tuple(PROMPT[:n]), params=GREEDY) for n in (3, 5)])
+    assert [len(list(handle)) for handle in handles] == [12, 12]
+
+
 def test_embedding_is_the_mean_of_the_final_states(engine):
     import jax.numpy as jnp
 

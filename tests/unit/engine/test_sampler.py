@@ -200,10 +200,10 @@ def test_penalties_follow_their_formulas(vocab):
 
 def test_penalty_lists_are_as_wide_as_one_of_few_widths():
     vocab = 20_000
-    assert penalty_widths(vocab) == (512, 8192, 20_000) and penalty_widths(160) == (160,)
+    assert penalty_widths(vocab) == (4096, 20_000) and penalty_widths(160) == (160,)
     sampler = RowSampler(SamplingParams(presence_penalty=1.0), [], vocab=vocab)
     short = RowSampler(SamplingParams(logit_bias={1: 1.0}), [], vocab=vocab)
-    for count, width in ((0, 512), (512, 512), (513, 8192), (8192, 8192), (8193, 20_000), (20_000, 20_000)):
+    for count, width in ((0, 4096), (4096, 4096), (4097, 20_000), (20_000, 20_000)):
         while sampler.index < count:
             sampler.note(sampler.index)
         lists = row_penalties([sampler, None, short], vocab=vocab)

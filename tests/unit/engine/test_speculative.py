@@ -12,7 +12,8 @@ from gemworks.engine.engine import Engine, EngineStats
 from gemworks.engine.plan import Run
 from gemworks.engine.runner import Runner
 from gemworks.engine.sampler import RowSampler, row_params
-from gemworks.engine.speculative import DRAFT_LENGTHS, DraftChoice, DraftModel, PromptLookup, verify
+from gemworks.engine.shapes import DRAFT_LENGTHS
+from gemworks.engine.speculative import DraftChoice, DraftModel, PromptLookup, verify
 from gemworks.engine.types import Request, SamplingParams
 
 

@@ -5,7 +5,8 @@ import pytest
 from table_model import OracleSometimes
 
 from gemworks.engine.sampler import RowSampler
-from gemworks.engine.speculative import DRAFT_LENGTHS, PromptLookup, Speculator, can_speculate, choose_length
+from gemworks.engine.shapes import DRAFT_LENGTHS
+from gemworks.engine.speculative import PromptLookup, Speculator, can_speculate, choose_length
 from gemworks.engine.types import SamplingParams
 
 

@@ -59,6 +59,8 @@ def test_an_adapter_is_for_those_who_ask_for_it(llm, adapter):
     assert llm.generate("Once upon a time", max_tokens=12, temperature=0.0).text == plain
     always = LLM("tiny", context=256, adapter=adapter)
     assert always.generate("Once upon a time", max_tokens=12, temperature=0.0).text == changed
+    free = llm._engine.stats().pages_free
     llm.unload_adapter(name)
+    assert llm._engine.stats().pages_free > free, "keys and values of an adapter that is gone are kept"
     with pytest.raises(RequestError, match=f'no adapter named "{name}"'):
         llm.generate("Once upon a time", adapter=name)
