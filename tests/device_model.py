@@ -89,7 +89,7 @@ class Device:
         assert len({local.page for local in action.pages}) == len(action.pages)
         for local in action.pages:
             assert local.page != 0 and 0 < local.count <= size
-            for i in range(local.count):
+            for i in range(local.first, local.count):
                 slot = (local.index * size + i) % slots
                 if isinstance(action, LoadRing):
                     self.rings[action.ring][slot] = self.local[local.page][i]

@@ -199,13 +199,18 @@ class Allocator:
             node = nodes[index]
             start, stop = max(0, oldest - index * size), min(len(node.units), end - index * size)
             keep.append(node)
-            if stop <= start or (node.local is not None and node.local_end >= stop and node.local_start <= start):
+            held = node.local is not None
+            if stop <= start or (held and node.local_end >= stop and node.local_start <= start):
                 continue
-            if node.local is None and not self.cache.take_local(node, keep):
+            if held and last_window and start > node.local_end and index * size + stop == first + 1:
+                continue  # that one more is not worth what is there
+            if not held and not self.cache.take_local(node, keep):
                 break
             assert node.local is not None
+            saved.append(LocalPage(index, node.local, stop, start))
+            if held and start <= node.local_end and node.local_start <= stop:  # what is there already stays
+                start, stop = min(start, node.local_start), max(stop, node.local_end)
             node.local_start, node.local_end = start, stop
             self.cache.use_local(node)
-            saved.append(LocalPage(index, node.local, stop))
         if saved:
             self.actions.append(SaveRing(run.ring, tuple(reversed(saved))))

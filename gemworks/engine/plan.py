@@ -76,11 +76,15 @@ class CopyPage:
 
 @dataclass(frozen=True, slots=True)
 class LocalPage:
-    """Positions [index * page_size, + count) of a sequence's local layers, kept in `page` of the local page pool."""
+    """Positions [index * page_size, + count) of a sequence's local layers, kept in `page` of the local page pool.
+
+    first: where a ring is saved, the offset in the page from which on; what stands before it stays.
+    """
 
     index: int
     page: int
     count: int
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

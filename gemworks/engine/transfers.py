@@ -24,43 +24,47 @@ from gemworks.ops.kv import LayerKV, PageKV, RingKV
 Pools = tuple[LayerKV, ...]
 
 
-def copy_pages(kv: Pools, entries_N2: jax.Array, count: jax.Array) -> Pools:
+def copy_pages(kv: Pools, entries_N4: jax.Array, count: jax.Array) -> Pools:
     """Return kv with page entries[i, 0] copied to entries[i, 1] in every global layer, for i < count."""
 
     def turn(i, pools):
-        source, target = entries_N2[i, 0], entries_N2[i, 1]
+        source, target = entries_N4[i, 0], entries_N4[i, 1]
         return [_put(pool, (target,), _get(pool, (source,), (1, *pool.shape[1:]))) for pool in pools]
 
     pages, rebuild = _arrays(kv, PageKV)
     return rebuild(jax.lax.fori_loop(0, count, turn, pages))
 
 
-def save_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N3: jax.Array, count: jax.Array):
-    """Return the local pages with slots [entries[i, 0], + B) of a ring copied to page entries[i, 1], for i < count."""
+def save_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N4: jax.Array, count: jax.Array):
+    """Return the local pages with offsets entries[i, 3] to [i, 2] of page entries[i, 1] taken from a ring.
+
+    Offset 0 is the ring's slot entries[i, 0]; other offsets of a page stay. For i < count.
+    """
     rings, _ = _arrays(kv, RingKV)
 
     def turn(i, pages):
-        slot, page = entries_N3[i, 0], entries_N3[i, 1]
-        return [
-            _put(pool, (page,), _get(source, (ring, slot), (1, *pool.shape[1:])))
-            for pool, source in zip(pages, rings, strict=True)
-        ]
+        slot, page, tokens, first = entries_N4[i]
+        out = []
+        for pool, source in zip(pages, rings, strict=True):
+            size = (1, *pool.shape[1:])
+            saved = _get(source, (ring, slot), size)
+            out.append(_put(pool, (page,), jnp.where(_offsets(size, first, tokens), saved, _get(pool, (page,), size))))
+        return out
 
     pages, rebuild = _arrays(local, PageKV)
     return rebuild(jax.lax.fori_loop(0, count, turn, pages))
 
 
-def load_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N3: jax.Array, count: jax.Array) -> Pools:
+def load_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N4: jax.Array, count: jax.Array) -> Pools:
     """Return kv with the first entries[i, 2] tokens of page entries[i, 1] at slots entries[i, 0] on of a ring."""
     pages, _ = _arrays(local, PageKV)
 
     def turn(i, rings):
-        slot, page, tokens = entries_N3[i, 0], entries_N3[i, 1], entries_N3[i, 2]
+        slot, page, tokens, _ = entries_N4[i]
         out = []
         for pool, source in zip(rings, pages, strict=True):
             size = (1, *source.shape[1:])
-            wanted = jnp.arange(size[1]).reshape(1, -1, *[1] * (len(size) - 2)) < tokens
-            block = jnp.where(wanted, _get(source, (page,), size), _get(pool, (ring, slot), size))
+            block = jnp.where(_offsets(size, 0, tokens), _get(source, (page,), size), _get(pool, (ring, slot), size))
             out.append(_put(pool, (ring, slot), block))
         return out
 
@@ -68,21 +72,21 @@ def load_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N3: jax.Array,
     return rebuild(jax.lax.fori_loop(0, count, turn, rings))
 
 
-def entries_of(action: CopyPage | LoadRing | SaveRing, *, page_size: int, slots: int) -> list[tuple[int, int, int]]:
-    """Return (first slot or source page, page, tokens) of everything an action copies, in order."""
+def entries_of(action: CopyPage | LoadRing | SaveRing, *, page_size: int, slots: int) -> list[tuple[int, int, int, int]]:
+    """Return (first slot or source page, page, tokens, first of them) of everything an action copies, in order."""
     if isinstance(action, CopyPage):
-        return [(action.source, action.target, page_size)]
+        return [(action.source, action.target, page_size, 0)]
 
-    def entry(page: LocalPage) -> tuple[int, int, int]:
-        return page.index * page_size % slots, page.page, page.count
+    def entry(page: LocalPage) -> tuple[int, int, int, int]:
+        return page.index * page_size % slots, page.page, page.count, page.first
 
     return [entry(page) for page in action.pages]
 
 
-def padded(entries: Sequence[tuple[int, int, int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (entries_N3 padded to `width` rows, their number), int32."""
-    table = np.zeros((width, 3), np.int32)
-    table[: len(entries)] = np.asarray(entries, np.int32).reshape(-1, 3)  # may be none at all
+def padded(entries: Sequence[tuple[int, int, int, int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (entries_N4 padded to `width` rows, their number), int32."""
+    table = np.zeros((width, 4), np.int32)
+    table[: len(entries)] = np.asarray(entries, np.int32).reshape(-1, 4)  # may be none at all
     return table, np.asarray(len(entries), np.int32)
 
 
@@ -95,6 +99,12 @@ def _arrays(layers: Sequence[Any], kind: type) -> tuple[list[jax.Array], Any]:
         return tuple(next(new) if isinstance(layer, kind) else layer for layer in layers)
 
     return flat, rebuild
+
+
+def _offsets(size: tuple[int, ...], first, end) -> jax.Array:
+    """Which offsets of a page are in [first, end), for a block of that size."""
+    offset_B = jnp.arange(size[1]).reshape(1, -1, *[1] * (len(size) - 2))
+    return (offset_B >= first) & (offset_B < end)
 
 
 def _get(pool: jax.Array, at: tuple, size: tuple[int, ...]) -> jax.Array:

@@ -190,6 +190,17 @@ def test_shared_beginning_is_found_at_any_token():
         assert run.cached_tokens == common
 
 
+@pytest.mark.parametrize("answer", range(1, 21))
+@pytest.mark.parametrize("length", [40, 41, 43])
+def test_another_question_finds_the_prompt_whatever_was_answered_before(length, answer):
+    """An answer longer than the window ends with a ring that has only a part of the prompt's last page."""
+    engine = harness()
+    run = ask(engine, [*text(length), 5], answer=answer)
+    assert ask(engine, [*text(length), 9]).cached_tokens == length
+    assert ask(engine, [*run.tokens, 3]).cached_tokens == len(run.tokens) - 1
+    engine.check_empty()
+
+
 def test_prefix_is_shared_while_the_first_is_still_computed():
     engine = harness()
     [first] = engine.submit(request(text(60)))
