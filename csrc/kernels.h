@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "tower.h"
 
 namespace gemworks {
 
@@ -101,6 +102,10 @@ struct Kernels {
   void (*embed)(const EmbedArguments&, Pool&);
   void (*norm)(const NormArguments&, Pool&);
   void (*attend)(const AttentionArguments&, Pool&);
+  void (*attend_all)(const AttendAllArguments&, Pool&, uint8_t*);
+  int64_t (*attend_all_workspace)(const AttendAllArguments&);
+  void (*tower_layer)(const TowerArguments&, Pool&, uint8_t*);
+  int64_t (*tower_workspace)(const TowerArguments&);
 };
 
 // The tables this library was built with; null where the compiler or the processor family has none.

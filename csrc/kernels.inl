@@ -32,6 +32,9 @@ inline Ints Dot(Ints acc, Bytes w, Bytes a) {
 #include "rowmajor.inl"
 #include "head.inl"
 #include "attention.inl"
+#include "attend_all.inl"
+#include "attend_all_int8.inl"
+#include "tower.inl"
 
 const Kernels* Table() {
   static const Kernels kTable = [] {
@@ -49,6 +52,10 @@ const Kernels* Table() {
     k.embed = Embed;
     k.norm = Norm;
     k.attend = Attend;
+    k.attend_all = AttendAll;
+    k.attend_all_workspace = AttendAllWorkspace;
+    k.tower_layer = TowerLayer;
+    k.tower_workspace = TowerWorkspace;
     return k;
   }();
   return &kTable;

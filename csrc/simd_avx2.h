@@ -109,6 +109,24 @@ inline Ints ToInts(Floats a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_ep
 inline Floats AsFloats(Ints a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 inline Ints AsInts(Floats a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 
+// The largest whole number that is not above.
+inline Floats Floor(Floats a) { return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)}; }
+inline __m256 TimesPowerOf2Half(__m256 a, __m256 n) {
+  const __m256i whole = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0f)));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(whole, _mm256_set1_epi32(127)), 23)));
+}
+// a * 2^n for a whole n <= 127 and a in [1, 2): about 0 where n < -126.
+inline Floats TimesPowerOf2(Floats a, Floats n) { return {TimesPowerOf2Half(a.lo, n.lo), TimesPowerOf2Half(a.hi, n.hi)}; }
+inline __m256i PackBytesHalf(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i order = _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501,
+                                          0x0e0a0602, 0x0f0b0703);
+  return _mm256_shuffle_epi8(_mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)), order);
+}
+// Four times sixteen numbers of 0..255 -> lane i holds a[i], b[i], c[i], d[i], the first in its lowest byte.
+inline Ints PackBytes(Ints a, Ints b, Ints c, Ints d) {
+  return {PackBytesHalf(a.lo, b.lo, c.lo, d.lo), PackBytesHalf(a.hi, b.hi, c.hi, d.hi)};
+}
+
 // Sixteen numbers stored in fewer bytes. Bf16 is written to nearest, ties to even; NaN stays NaN.
 inline Floats LoadFp16(const uint16_t* p) { return {_mm256_cvtph_ps(LoadQuarter(p)), _mm256_cvtph_ps(LoadQuarter(p + 8))}; }
 inline Floats LoadBf16(const uint16_t* p) {

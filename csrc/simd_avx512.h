@@ -74,6 +74,16 @@ inline Ints ToInts(Floats a) { return _mm512_cvtps_epi32(a); }
 inline Floats AsFloats(Ints a) { return _mm512_castsi512_ps(a); }
 inline Ints AsInts(Floats a) { return _mm512_castps_si512(a); }
 
+// The largest whole number that is not above.
+inline Floats Floor(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+// a * 2^n for a whole n <= 127 and a in [1, 2): about 0 where n < -126.
+inline Floats TimesPowerOf2(Floats a, Floats n) { return _mm512_scalef_ps(a, n); }
+// Four times sixteen numbers of 0..255 -> lane i holds a[i], b[i], c[i], d[i], the first in its lowest byte.
+inline Ints PackBytes(Ints a, Ints b, Ints c, Ints d) {
+  const Ints order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+  return _mm512_shuffle_epi8(_mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)), order);
+}
+
 // Sixteen numbers stored in fewer bytes. Bf16 is written to nearest, ties to even; NaN stays NaN.
 inline Floats LoadFp16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline Floats LoadBf16(const uint16_t* p) {

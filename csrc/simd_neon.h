@@ -118,6 +118,19 @@ inline Ints ToInts(Floats a) { return GEMWORKS_EACH(vcvtnq_s32_f32, a); }
 inline Floats AsFloats(Ints a) { return GEMWORKS_EACH(vreinterpretq_f32_s32, a); }
 inline Ints AsInts(Floats a) { return GEMWORKS_EACH(vreinterpretq_s32_f32, a); }
 
+// The largest whole number that is not above.
+inline Floats Floor(Floats a) { return GEMWORKS_EACH(vrndmq_f32, a); }
+inline float32x4_t TimesPowerOf2Quarter(float32x4_t a, float32x4_t n) {
+  const int32x4_t whole = vcvtnq_s32_f32(MaxQuarter(n, vdupq_n_f32(-127.0f)));
+  return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(whole, vdupq_n_s32(127)), 23)));
+}
+// a * 2^n for a whole n <= 127 and a in [1, 2): about 0 where n < -126.
+inline Floats TimesPowerOf2(Floats a, Floats n) { return GEMWORKS_EACH2(TimesPowerOf2Quarter, a, n); }
+// Four times sixteen numbers of 0..255 -> lane i holds a[i], b[i], c[i], d[i], the first in its lowest byte.
+inline Ints PackBytes(Ints a, Ints b, Ints c, Ints d) {
+  return Or(Or(a, ShiftLeft(b, 8)), Or(ShiftLeft(c, 16), ShiftLeft(d, 24)));
+}
+
 // Sixteen numbers stored in fewer bytes. Bf16 is written to nearest, ties to even; NaN stays NaN.
 inline float32x4_t LoadFp16Quarter(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline Floats LoadFp16(const uint16_t* p) {

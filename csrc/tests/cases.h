@@ -23,6 +23,7 @@ namespace test {
 void TestLinear(const Kernels& kernels);
 void TestBlocks(const Kernels& kernels);
 void TestAttention(const Kernels& kernels);
+void TestTower(const Kernels& kernels);
 void TestPool();
 
 }  // namespace test

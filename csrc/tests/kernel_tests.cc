@@ -22,7 +22,7 @@
 namespace gemworks::test {
 namespace {
 
-constexpr const char* kGroups[] = {"simd", "linear", "blocks", "attention", "pool"};
+constexpr const char* kGroups[] = {"simd", "linear", "blocks", "attention", "tower", "pool"};
 constexpr int kThreads[] = {1, 2, 5};
 
 constexpr uint64_t Bit(Feature feature) { return uint64_t{1} << static_cast<uint32_t>(feature); }
@@ -61,7 +61,7 @@ Options Parse(int count, char** arguments) {
     } else if (std::find(std::begin(kGroups), std::end(kGroups), argument) != std::end(kGroups)) {
       options.groups.insert(argument);
     } else {
-      std::fprintf(stderr, "kernel_tests does not know \"%s\"; groups are simd, linear, blocks, attention, pool\n", arguments[i]);
+      std::fprintf(stderr, "kernel_tests does not know \"%s\"; groups are simd, linear, blocks, attention, tower, pool\n", arguments[i]);
       std::exit(2);
     }
   }
@@ -88,6 +88,7 @@ void Run(const Options& options) {
       if (options.groups.count("linear")) TestLinear(kernels);
       if (options.groups.count("blocks")) TestBlocks(kernels);
       if (options.groups.count("attention") && threads != 2) TestAttention(kernels);  // ten times the cases
+      if (options.groups.count("tower") && threads != 2) TestTower(kernels);
     }
   }
   if (options.groups.count("pool")) TestPool();

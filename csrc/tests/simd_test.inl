@@ -147,6 +147,36 @@ void TestInts() {
   }
 }
 
+void TestPowersOf2() {
+  Begin("Floor, TimesPowerOf2, PackBytes");
+  Random random(10);
+  for (int round = 0; round < 4000; ++round) {
+    float x[kLanes], by[kLanes], floors[kLanes], want[kLanes];
+    int32_t bytes[4][kLanes], packed[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      x[i] = random.Below(4) ? random.Between(-300, 10) : std::nearbyint(random.Between(-130, 130));
+      by[i] = 1 + random.Between(0, 1) * 0.999f, floors[i] = std::floor(x[i]);
+      want[i] = std::ldexp(by[i], static_cast<int>(floors[i]));
+      uint32_t all = 0;
+      for (int j = 0; j < 4; ++j) all |= static_cast<uint32_t>(bytes[j][i] = random.Below(256)) << 8 * j;
+      packed[i] = static_cast<int32_t>(all);
+    }
+    ExpectFloats(floors, Floor(Load(x)), "Floor");
+    float got[kLanes];
+    Store(got, TimesPowerOf2(Load(by), Load(floors)));
+    for (int i = 0; i < kLanes; ++i) {
+      const bool is_tiny = want[i] < 0x1p-125f;
+      if (floors[i] <= 126 && (is_tiny ? !(got[i] >= 0 && got[i] < 0x1p-125f) : got[i] != want[i])) {
+        Fail("%a * 2^%g: got %a", static_cast<double>(by[i]), static_cast<double>(floors[i]), static_cast<double>(got[i]));
+      }
+    }
+    ExpectInts(packed, PackBytes(LoadInts(bytes[0]), LoadInts(bytes[1]), LoadInts(bytes[2]), LoadInts(bytes[3])), "PackBytes");
+  }
+  float far[kLanes];
+  Store(far, TimesPowerOf2(Set(1.5f), Set(-1e12f)));
+  if (!(far[0] >= 0 && far[0] < 0x1p-125f)) Fail("1.5 * 2^-1e12 must be about 0");
+}
+
 #if defined(GEMWORKS_BF16_DOTS)
 void TestPairs() {
   Begin("LoadPairs, ToPairs, DotPairs");
@@ -381,6 +411,7 @@ void TestSimd() {
 #if defined(GEMWORKS_BF16_DOTS)
   TestPairs();
 #endif
+  TestPowersOf2();
   TestInts();
   TestToInts();
   TestNarrowFloats();

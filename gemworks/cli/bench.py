@@ -130,6 +130,47 @@ def engine(
     console.line(json_module.dumps(about | bench.without_samples(report)))
 
 
+def vision(
+    systems: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="all (those installed), or some of ours,ours fp32,xla,transformers float32,"
+            "transformers bfloat16,llama.cpp.",
+        ),
+    ] = "all",
+    shape: Annotated[str, typer.Option(metavar="SHAPE", help="real: 896 pixels, 27 layers; or small.")] = "real",
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Measured rounds; medians are shown.")] = 3,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: the usable cores.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Where the files lie or are made. Default: the cache.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON line only.")] = False,
+) -> None:
+    """Encode one picture with ours, its exact path, its twin and rivals in turns; ends with a JSON line."""
+    from gemworks import env
+    from gemworks.bench import vision as bench
+
+    if shape not in bench.SHAPES:
+        raise ConfigError(f'--shape must be one of {", ".join(bench.SHAPES)}, got "{shape}".')
+    found = bench.find_systems(systems)
+    folder = folder or env.cache() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = bench.Plan(
+        config=bench.SHAPES[shape],
+        systems=found,
+        folder=folder / f"vision-{shape}",
+        threads=threads or machine.threads(),
+        repeats=repeats,
+        log=folder / "workers.log",
+    )
+    report = bench.run(plan, console.note)
+    if not json:
+        console.line(bench.text(report) + "\n")
+    about = {"gemworks": gemworks.__version__, "machine": _machine()}
+    console.line(json_module.dumps(report | about))
+
+
 def make_random(
     size: Annotated[str, typer.Argument(help="270m, 1b, 4b, 12b or 27b.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The directory to make.")],
@@ -174,6 +215,7 @@ def make_random(
 
 app.command("cpu", help=cpu.__doc__)(cpu)
 app.command("engine", help=engine.__doc__)(engine)
+app.command("vision", help=vision.__doc__)(vision)
 app.command("make-random", help=make_random.__doc__)(make_random)
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from gemworks.ops import adapted, select
 from gemworks.ops.adapted import Adapted
 from gemworks.ops.kv import Array, AttentionPlan, LayerKV, PartsPlan
+from gemworks.ops.tower import Normed, TowerLayer
 from gemworks.ops.weight import Weight
 
-# T tokens, D and F widths, N query heads, K kv heads, H head width, J = H / 2, E = N * H, V vocabulary rows, R rows,
-# Q candidates
+# T tokens, P patches, D and F widths, N query heads, K kv heads, H head width, J = H / 2, E = N * H, V vocabulary rows,
+# R rows, Q candidates
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
@@ -93,6 +94,21 @@ def block_tail(
     """Return x_TD after the output projection, the feed-forward branch and their residuals. What a layer does last."""
     implementation = _block("block_tail", o, gate, up, down)
     return implementation(x_TD, attn_TE, attn_gain_D, ffw_gain_D, ffw_post_gain_D, o, gate, up, down, eps=eps)
+
+
+def layer_norm(x: jax.Array, norm: Normed, *, eps: float) -> jax.Array:
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016)."""
+    return select.implementation("layer_norm")(x, norm, eps=eps)
+
+
+def attend_all(q_NPH: Array, k_NPH: Array, v_NPH: Array, *, scale: float, exact: bool = True) -> jax.Array:
+    """Return out_NPH of attention in which every position sees every other; not `exact`: products may be of bytes."""
+    return select.implementation("attend_all")(q_NPH, k_NPH, v_NPH, scale=scale, exact=exact)
+
+
+def tower_layer(x_PD: jax.Array, layer: TowerLayer, *, heads: int, eps: float) -> jax.Array:
+    """Return x_PD after one layer of the vision tower. Packed matrices (quant/tower.py) are computed in bytes."""
+    return select.implementation("tower_layer")(x_PD, layer, heads=heads, eps=eps)
 
 
 def head_norm(x_TD: jax.Array, gain_D: jax.Array, head_VD: Weight, *, eps: float) -> jax.Array:

@@ -28,6 +28,9 @@ _OPS = {
         "qkv": "block",
         "attention": "attention",
         "block_tail": "block",
+        "layer_norm": "tower",
+        "attend_all": "tower",
+        "tower_layer": "tower",
         "head_norm": "block",
         "head_top": "sample",
         "penalize": "sample",
@@ -41,8 +44,18 @@ _OPS = {
         "qkv": "block",
         "attention": "attention",
         "block_tail": "block",
+        "attend_all": "tower",
+        "tower_layer": "tower",
         "head_norm": "block",
         "head_top": "linear",
+    },
+    # Chosen by nobody but the trainer, by force: the same results with another gradient, for rows [B, T, ...].
+    "train": {
+        "linear": "product",
+        "embed": "product",
+        "qkv": "block",
+        "attention": "attention",
+        "block_tail": "block",
     },
 }
 
@@ -90,6 +103,11 @@ def choose(op: str) -> BackendChoice:
 def packs_weights() -> bool:
     """Whether quantized matrices should be given to `linear` in the packed order of the CPU kernels."""
     return choose("linear").backend == "cpu"
+
+
+def packs_towers() -> bool:
+    """Whether `tower_layer` has a kernel here, which wants its matrices packed in int8."""
+    return choose("tower_layer").backend == "cpu"
 
 
 def explain() -> list[BackendChoice]:

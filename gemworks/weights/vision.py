@@ -22,20 +22,19 @@ import numpy as np
 
 from gemworks.errors import CheckpointError
 from gemworks.model.multimodal import Vision, build_vision
-from gemworks.model.vision_config import VisionConfig
-from gemworks.weights.names import IGNORED, expected_vision_shapes
+from gemworks.ops import select
+from gemworks.ops.weight import PackedWeight
+from gemworks.quant import tower as quant_tower
 from gemworks.weights.prepare import is_finite
-from gemworks.weights.safetensors import NUMPY_DTYPES
 from gemworks.weights.vision_source import (
     StoredVision,
     VisionSource,
-    find_mmproj,
-    gguf_vision_config,
-    is_gguf,
-    open_gguf_vision,
-    open_safetensors_vision,
-    safetensors_vision_config,
+    match_vision,
+    open_vision,
+    vision_config_of,
 )
+
+__all__ = ["LazyVision", "load_vision", "vision_config_of"]
 
 if TYPE_CHECKING:
     from gemworks.weights.prepare import Dtype
@@ -43,28 +42,17 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-def vision_config_of(path: str | Path) -> VisionConfig | None:
-    """Return the vision half's sizes, or None where the model at `path` reads text only.
-
-    Raises CheckpointError for a vision half that is not Gemma 3's, StorageError where a file cannot be read.
-    """
-    path = Path(path).expanduser()
-    if is_gguf(path):
-        mmproj = find_mmproj(path)
-        return None if mmproj is None else gguf_vision_config(mmproj)
-    return safetensors_vision_config(path)
-
-
 def load_vision(path: str | Path, *, dtype: Dtype = "auto") -> Vision:
     """Return tower and projector of the model at `path`: a directory, a .safetensors file, an index or a GGUF file.
 
-    dtype "auto" is float32 where every matrix is stored so, else bfloat16. Norms and biases are float32. Raises
+    dtype "auto" is float32 where every matrix is stored so, else bfloat16; and in bfloat16 the matrices of the tower's
+    layers are rounded to int8 where a kernel multiplies them (docs/numerics.md). Norms and biases are float32. Raises
     CheckpointError that names everything missing, unknown, of another shape or not finite, and for text-only models.
     """
     path = Path(path).expanduser()
-    source = _open(path)
+    source = open_vision(path)
     try:
-        return _build(path, _match(path, source), source, dtype)
+        return _build(path, match_vision(path, source), source, dtype)
     finally:
         source.close()
 
@@ -98,63 +86,26 @@ class LazyVision:
             self._vision = None
 
 
-def _open(path: Path) -> VisionSource:
-    if is_gguf(path):
-        mmproj = find_mmproj(path)
-        if mmproj is not None:
-            return open_gguf_vision(mmproj)
-        hint = "Put the mmproj file that was published with the model beside it."
-    else:
-        config = safetensors_vision_config(path)
-        if config is not None:
-            return open_safetensors_vision(path, config)
-        hint = "4B, 12B and 27B have one; a converted or quantized model has it only if it was kept."
-    raise CheckpointError(f"{path}: reading images needs a model with a vision half, got one for text only.\n{hint}")
-
-
-def _match(path: Path, source: VisionSource) -> dict[str, StoredVision]:
-    """The stored tensor of each of our names; one CheckpointError of everything that does not fit."""
-    expected = expected_vision_shapes(source.config, source.model_dim)
-    found: dict[str, StoredVision] = {}
-    wrong = []
-    for one in source.tensors:
-        name = one.ours
-        if name is IGNORED:
-            continue
-        if not isinstance(name, str) or name not in expected:
-            wrong.append(f"  unknown  {one.published}  {list(one.shape)} {one.dtype}")
-            continue
-        if name in found:
-            wrong.append(f"  twice    {name}  as {found[name].published} and {one.published}")
-        elif one.shape != expected[name]:
-            wrong.append(f"  shape    {one.published}  has {list(one.shape)}, wants {list(expected[name])}")
-        elif not one.is_readable:
-            wrong.append(f"  dtype    {one.published}  is {one.dtype}, wants {', '.join(NUMPY_DTYPES)}")
-        found.setdefault(name, one)
-    missing = [name for name in expected if name not in found]
-    wrong += [f"  missing  {name}  {list(expected[name])}  (expected as {source.published(name)})" for name in missing]
-    if not wrong:
-        return found
-    hint = "The file was saved or fetched in part, or its config is of another model: fetch it again."
-    if len(missing) == len(expected):
-        hint = "The weights are a text half alone: load them with a flat config.json, or fetch the whole model."
-    more = [f"  ... and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-    subject = f"{path}: {len(wrong)} of the vision half's tensors are not as they must be."
-    raise CheckpointError("\n".join([subject, *wrong[:_SHOWN], *more, hint]))
-
-
 def _build(path: Path, found: dict[str, StoredVision], source: VisionSource, dtype: Dtype) -> Vision:
     if dtype == "auto":
         matrices = [one for one in found.values() if len(one.shape) > 1]
         dtype = "float32" if all(one.dtype == "F32" for one in matrices) else "bfloat16"
     wanted = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
+    rounds = dtype != "float32" and select.packs_towers() and quant_tower.fits(source.config)
     broken = []
 
-    def leaf(name: str, shape: tuple[int, ...]) -> jax.Array:
+    def leaf(name: str, shape: tuple[int, ...]) -> jax.Array | PackedWeight:
         stored = found[name]
         array = stored.read()
         if not is_finite(array):
             broken.append(stored.published)
+        elif rounds:
+            array = quant_tower.round_leaf(name, array.reshape(shape))
+            if isinstance(array, PackedWeight):
+                packed = jax.tree.map(lambda data: jax.device_put(data, may_alias=True), array)
+                stored.release()
+                return packed
+            shape = array.shape
         is_mapped = array.dtype == wanted and len(shape) > 1 and not array.flags.writeable
         array = array.reshape(shape).astype(wanted if len(shape) > 1 else np.float32, copy=False)
         on_device = jax.device_put(array, may_alias=True)

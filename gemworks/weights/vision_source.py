@@ -1,4 +1,4 @@
-"""The files that hold a vision half, in either format, as one list of tensors: what vision.py builds from.
+"""The files that hold a vision half, in either format, as one list of tensors: what vision.py builds from. No jax.
 
     safetensors   the files of the text half; which tensors are ours is in their names
     GGUF          mmproj*.gguf beside the text half, as llama.cpp's converter writes it: the projector's norm with 1
@@ -10,7 +10,8 @@ Not here: the single GGUF files of Ollama, which have names of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,21 @@ from gemworks.weights.config_vision import vision_config_from_json
 from gemworks.weights.gguf_blocks import dequantize
 from gemworks.weights.gguf_file import GGUFFile, TensorInfo
 from gemworks.weights.hf import find_weights
-from gemworks.weights.names import gguf_from_vision, hf_from_vision, is_norm, vision_from_gguf, vision_from_hf
+from gemworks.weights.names import (
+    IGNORED,
+    expected_vision_shapes,
+    gguf_from_vision,
+    hf_from_vision,
+    is_norm,
+    vision_from_gguf,
+    vision_from_hf,
+)
 from gemworks.weights.safetensors import NUMPY_DTYPES, SafetensorsFile
 
 # Patches of a row that a soft token averages where the file does not say (all releases).
 _POOL = 4
+
+_SHOWN = 10
 
 
 class StoredVision(NamedTuple):
@@ -50,6 +61,77 @@ class VisionSource(NamedTuple):
     tensors: list[StoredVision]
     published: Callable[[str], str]  # the name a tensor of ours would have in these files
     close: Callable[[], None]
+
+
+def vision_config_of(path: str | Path) -> VisionConfig | None:
+    """Return the vision half's sizes, or None where the model at `path` reads text only.
+
+    Raises CheckpointError for a vision half that is not Gemma 3's, StorageError where a file cannot be read.
+    """
+    path = Path(path).expanduser()
+    if is_gguf(path):
+        mmproj = find_mmproj(path)
+        return None if mmproj is None else gguf_vision_config(mmproj)
+    return safetensors_vision_config(path)
+
+
+def open_vision(path: Path) -> VisionSource:
+    """Map the vision half of the model at `path`. Raises CheckpointError for text-only models too, or StorageError."""
+    if is_gguf(path):
+        mmproj = find_mmproj(path)
+        if mmproj is not None:
+            return open_gguf_vision(mmproj)
+        hint = "Put the mmproj file that was published with the model beside it."
+    else:
+        config = safetensors_vision_config(path)
+        if config is not None:
+            return open_safetensors_vision(path, config)
+        hint = "4B, 12B and 27B have one; a converted or quantized model has it only if it was kept."
+    raise CheckpointError(f"{path}: reading images needs a model with a vision half, got one for text only.\n{hint}")
+
+
+def match_vision(path: Path, source: VisionSource) -> dict[str, StoredVision]:
+    """Return the stored tensor of each of our names; one CheckpointError of everything that does not fit."""
+    expected = expected_vision_shapes(source.config, source.model_dim)
+    found: dict[str, StoredVision] = {}
+    wrong = []
+    for one in source.tensors:
+        name = one.ours
+        if name is IGNORED:
+            continue
+        if not isinstance(name, str) or name not in expected:
+            wrong.append(f"  unknown  {one.published}  {list(one.shape)} {one.dtype}")
+            continue
+        if name in found:
+            wrong.append(f"  twice    {name}  as {found[name].published} and {one.published}")
+        elif one.shape != expected[name]:
+            wrong.append(f"  shape    {one.published}  has {list(one.shape)}, wants {list(expected[name])}")
+        elif not one.is_readable:
+            wrong.append(f"  dtype    {one.published}  is {one.dtype}, wants {', '.join(NUMPY_DTYPES)}")
+        found.setdefault(name, one)
+    missing = [name for name in expected if name not in found]
+    wrong += [f"  missing  {name}  {list(expected[name])}  (expected as {source.published(name)})" for name in missing]
+    if not wrong:
+        return found
+    hint = "The file was saved or fetched in part, or its config is of another model: fetch it again."
+    if len(missing) == len(expected):
+        hint = "The weights are a text half alone: load them with a flat config.json, or fetch the whole model."
+    more = [f"  ... and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+    subject = f"{path}: {len(wrong)} of the vision half's tensors are not as they must be."
+    raise CheckpointError("\n".join([subject, *wrong[:_SHOWN], *more, hint]))
+
+
+@contextmanager
+def stored_vision(path: Path) -> Iterator[dict[str, StoredVision]]:
+    """Open the vision half of the model at `path` and return our name -> stored tensor, all there and of their shapes.
+
+    Arrays are read inside the block. Raises as load_vision does.
+    """
+    source = open_vision(path)
+    try:
+        yield match_vision(path, source)
+    finally:
+        source.close()
 
 
 def find_mmproj(path: Path) -> Path | None:

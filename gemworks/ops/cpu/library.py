@@ -20,6 +20,8 @@ TARGETS = (
     "gemworks_embed",
     "gemworks_attend_ring",
     "gemworks_attend_pages",
+    "gemworks_attend_all",
+    "gemworks_tower_layer",
 )
 ISAS = ("avx512_bf16", "avx512_vnni", "avx2", "neon")
 

@@ -12,6 +12,7 @@ from transformers import Gemma3Config, Gemma3Model, SiglipVisionConfig, SiglipVi
 from gemworks.model import siglip
 from gemworks.model.multimodal import Vision, average_pool, build_vision, encode
 from gemworks.model.vision_config import SIGLIP_SO400M_896, VisionConfig
+from gemworks.ops.xla import tower as xla_tower
 from gemworks.weights.names import hf_from_vision
 
 
@@ -145,8 +146,8 @@ def test_blocks_of_queries_change_nothing(size, monkeypatch):
     """Whole, even and uneven blocks give what one block gives."""
     q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(3, 64, 8)), jnp.float32) for i in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(*(torch.tensor(np.asarray(x)) for x in (q, k, v)))
-    monkeypatch.setattr(siglip, "QUERY_BLOCK", size)
-    assert np.abs(np.asarray(siglip.attend_all(q, k, v, scale=8**-0.5)) - expected.numpy()).max() <= 1e-5
+    monkeypatch.setattr(xla_tower, "QUERY_BLOCK", size)
+    assert np.abs(np.asarray(xla_tower.attend_all(q, k, v, scale=8**-0.5)) - expected.numpy()).max() <= 1e-5
 
 
 def photograph(width: int, height: int, seed: int) -> np.ndarray:

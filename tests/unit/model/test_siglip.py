@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemworks import ops
 from gemworks.errors import ConfigError
 from gemworks.model import siglip
 from gemworks.model.multimodal import average_pool, build_vision, encode
 from gemworks.model.vision_config import SIGLIP_SO400M_896, VisionConfig
+from gemworks.ops import select
+from gemworks.ops.tower import Biased, Normed, TowerLayer
+from gemworks.ops.xla import tower as xla_tower
 
 SMALL = VisionConfig(
     image_size=24, patch_size=4, model_dim=12, ffw_dim=20, num_layers=2, num_heads=3, tokens_per_image=9, norm_eps=1e-3
@@ -98,13 +102,13 @@ def test_it_traces_inside_a_callers_jit():
 
 def test_gelu_is_the_tanh_form():
     """The exact form differs by up to 4.7e-4, which no test of random weights would tell from rounding."""
-    one = jnp.eye(1)
-    zero = jnp.zeros(1)
-    ffw = siglip.VisionFeedForward(siglip.BiasedLinear(one, zero), siglip.BiasedLinear(one, zero))
     x = 2.0
     tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     exact = 0.5 * x * (1 + erf(x / np.sqrt(2)))
-    got = float(ffw(jnp.full((1, 1), x))[0, 0])
+    nothing, same = Biased(jnp.zeros((1, 1)), jnp.zeros(1)), Biased(jnp.eye(1), jnp.zeros(1))
+    gives_x = Normed(jnp.ones(1), jnp.full(1, x))  # of one number a row, the norm is its bias
+    layer = TowerLayer(attn_norm=gives_x, q=same, k=same, v=nothing, o=nothing, ffw_norm=gives_x, up=same, down=same)
+    got = float(ops.tower_layer(jnp.zeros((1, 1)), layer, heads=1, eps=1e-6)[0, 0])
     assert abs(got - tanh) < 1e-6 < abs(got - exact)
 
 
@@ -122,8 +126,8 @@ def test_blocks_of_queries_change_nothing(block, monkeypatch):
     q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(2, 64, 4)), jnp.float32) for i in range(3))
     scores = np.exp(np.einsum("nqh,nph->nqp", *(np.asarray(x, np.float64) for x in (q, k))) / 2)
     expected = np.einsum("nqp,nph->nqh", scores / scores.sum(-1, keepdims=True), np.asarray(v, np.float64))
-    monkeypatch.setattr(siglip, "QUERY_BLOCK", block)
-    assert np.abs(np.asarray(siglip.attend_all(q, k, v, scale=0.5)) - expected).max() < 1e-5
+    monkeypatch.setattr(xla_tower, "QUERY_BLOCK", block)
+    assert np.abs(np.asarray(xla_tower.attend_all(q, k, v, scale=0.5)) - expected).max() < 1e-5
 
 
 def largest_array(jaxpr) -> int:
@@ -141,7 +145,8 @@ def test_the_scores_of_all_heads_are_never_stored():
     config = SIGLIP_SO400M_896
     tower = siglip.build_siglip(config, lambda name, shape: jax.ShapeDtypeStruct(shape, jnp.float32))
     x_PD = jax.ShapeDtypeStruct((config.num_patches, config.model_dim), jnp.float32)
-    program = jax.make_jaxpr(lambda layer, x: layer(x))(tower.layers[0], x_PD)
+    with select.force("*", "xla"):
+        program = jax.make_jaxpr(lambda layer, x: layer(x))(tower.layers[0], x_PD)
     widest = 4 * config.num_patches * config.ffw_dim  # of the feed-forward
     assert largest_array(program.jaxpr) == widest < 71e6
 

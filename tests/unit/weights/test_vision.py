@@ -13,6 +13,7 @@ from gemworks.errors import CheckpointError
 from gemworks.model.config import RELEASED
 from gemworks.model.multimodal import build_vision
 from gemworks.model.vision_config import SIGLIP_SO400M_896, VisionConfig
+from gemworks.ops import select
 from gemworks.weights.checkpoint import open_checkpoint
 from gemworks.weights.config_json import json_from_text_config
 from gemworks.weights.names import (
@@ -44,6 +45,13 @@ VISION_JSON = {
 DTYPES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype(np.float16): "F16"}
 SHAPES = expected_vision_shapes(EYES, 64)
 FULL_SIZE = expected_vision_shapes(SIGLIP_SO400M_896, 2560)
+
+
+@pytest.fixture(autouse=True)
+def plain_matrices():
+    """Arrays as they are stored, not packed for the kernels: that is tests/backend/test_vision_cpu.py's."""
+    with select.force("tower_layer", "xla"):
+        yield
 
 
 @pytest.fixture
