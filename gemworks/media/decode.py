@@ -16,9 +16,7 @@ import binascii
 import io
 import math
 import os
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -27,6 +25,7 @@ from PIL import Image
 
 from gemworks.errors import RequestError
 from gemworks.media.arrays import array_image
+from gemworks.media.files import regular_file, shown_path
 from gemworks.media.rgb import to_rgb, upright
 
 # First bytes -> Pillow's name of the format. A file is what it begins with, not what it is called.
@@ -62,7 +61,7 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 _VIDEO_BRANDS = {b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"M4V ", b"qt  "}
 _MAGIC_BYTES = 64
 
-_SCHEMES = ("http://", "https://", "ftp://", "file://", "s3://", "gs://")
+SCHEMES = ("http://", "https://", "ftp://", "file://", "s3://", "gs://")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,7 @@ def decode_image(
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     elif isinstance(source, (str, os.PathLike)):
-        name = name or _shown(source)
+        name = name or shown_path(source)
         data = _read(source, name, limits, allow_paths)
     else:
         raise RequestError(
@@ -154,7 +153,7 @@ def _check_size(image: Image.Image, name: str, limits: Limits) -> None:
 def _read(source: str | os.PathLike[str], name: str, limits: Limits, allow_paths: bool) -> bytes:
     """The bytes of a regular file that is not too large."""
     text = os.fspath(source)
-    if isinstance(text, str) and text[:8].lower().startswith(_SCHEMES):
+    if isinstance(text, str) and text[:8].lower().startswith(SCHEMES):
         raise RequestError(
             f"{name}: an image must be given itself, got an address.\n"
             "Nothing is fetched from the network: download it, then give its path or a data URL."
@@ -164,36 +163,10 @@ def _read(source: str | os.PathLike[str], name: str, limits: Limits, allow_paths
             f"{name}: an image in a request must be a data URL, got other text.\n"
             'Send it as "data:image/png;base64,...".'
         )
-    try:
-        path = Path(text).expanduser()
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise RequestError(f"{name}: an image must be a regular file, got {_file_kind(status.st_mode)}.")
-            if status.st_size > limits.max_bytes:
-                raise _too_many_bytes(name, status.st_size, limits)
-            return file.read(limits.max_bytes + 1)
-    except IsADirectoryError as error:
-        raise RequestError(f"{name}: an image must be a regular file, got a directory.") from error
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"{name}: an image must be a file that exists, got none of that name.\nCheck the path."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte in the name; RuntimeError: ~nobody
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(f"{name}: an image must be readable, got: {reason}.") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """`open` that does not wait for the other end of a pipe, which is refused anyway."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _file_kind(mode: int) -> str:
-    for test, words in ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a directory")):
-        if test(mode):
-            return words
-    return "a device"
+    with regular_file(text, name, "an image") as (file, size):
+        if size > limits.max_bytes:
+            raise _too_many_bytes(name, size, limits)
+        return file.read(limits.max_bytes + 1)
 
 
 def _from_data_url(url: str, name: str, limits: Limits) -> bytes:
@@ -262,11 +235,3 @@ def _too_many_bytes(name: str, size: int, limits: Limits) -> RequestError:
     return RequestError(
         f"{name}: an image must be at most {limits.max_bytes:,} bytes, got {size:,}.\nScale it down or save it as JPEG."
     )
-
-
-def _shown(source: Any) -> str:
-    """A path as errors show it: printable, and not a page long when a caller mistook base64 for one."""
-    text = os.fspath(source)
-    text = text if isinstance(text, str) else os.fsdecode(text)
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= 200 else f"{text[:60]}... ({len(text):,} characters)"

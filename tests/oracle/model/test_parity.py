@@ -9,80 +9,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hf_models import Shape, configs, randomize
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from gemworks.engine.engine import Engine
 from gemworks.engine.runner import Runner
 from gemworks.engine.types import Request, SamplingParams
-from gemworks.model.config import GEMMA3_270M, TextConfig, five_local_one_global
+from gemworks.model.config import GEMMA3_270M, TextConfig
 from gemworks.model.gemma3 import Gemma3, build, full_batch
 from gemworks.weights.names import hf_from_ours
 
 VOCAB = 384
 
-# name: heads, kv heads, head width, model width, layers, window, factor of global layers, query scalar, tied
+# heads, kv heads, head width, model width, layers, window, factor of global layers, query scalar
 FAMILY = {
-    "270m": (4, 1, 32, 80, 18, 8, 1.0, 32, True),
-    "270m, short window": (4, 1, 16, 40, 7, 2, 1.0, 16, True),
-    "1b": (4, 1, 32, 72, 26, 16, 1.0, 32, True),
-    "1b, odd window": (4, 1, 16, 72, 8, 7, 1.0, 16, True),
-    "4b": (8, 4, 32, 64, 34, 8, 8.0, 32, True),
-    "4b, no factor": (8, 4, 16, 64, 12, 8, 1.0, 16, True),
-    "4b, untied": (8, 4, 16, 64, 7, 8, 8.0, 16, False),
-    "12b": (16, 8, 16, 64, 12, 16, 8.0, 16, True),
-    "12b, untied": (16, 8, 16, 48, 6, 5, 8.0, 16, False),
-    "27b": (32, 16, 8, 160, 14, 8, 8.0, 160 // 32, True),
-    "27b, its own scale": (32, 16, 8, 96, 8, 12, 8.0, 168, True),
-    "one head": (1, 1, 64, 32, 6, 8, 8.0, 64, True),
-    "window 1": (4, 2, 16, 48, 6, 1, 1.0, 16, True),
-    "all heads their own kv": (4, 4, 16, 48, 6, 9, 8.0, 16, True),
+    "270m": Shape(4, 1, 32, 80, 18, 8, 1.0, 32),
+    "270m, short window": Shape(4, 1, 16, 40, 7, 2, 1.0, 16),
+    "1b": Shape(4, 1, 32, 72, 26, 16, 1.0, 32),
+    "1b, odd window": Shape(4, 1, 16, 72, 8, 7, 1.0, 16),
+    "4b": Shape(8, 4, 32, 64, 34, 8, 8.0, 32),
+    "4b, no factor": Shape(8, 4, 16, 64, 12, 8, 1.0, 16),
+    "4b, untied": Shape(8, 4, 16, 64, 7, 8, 8.0, 16, is_tied=False),
+    "12b": Shape(16, 8, 16, 64, 12, 16, 8.0, 16),
+    "12b, untied": Shape(16, 8, 16, 48, 6, 5, 8.0, 16, is_tied=False),
+    "27b": Shape(32, 16, 8, 160, 14, 8, 8.0, 160 // 32),
+    "27b, its own scale": Shape(32, 16, 8, 96, 8, 12, 8.0, 168),
+    "one head": Shape(1, 1, 64, 32, 6, 8, 8.0, 64),
+    "window 1": Shape(4, 2, 16, 48, 6, 1, 1.0, 16),
+    "all heads their own kv": Shape(4, 4, 16, 48, 6, 9, 8.0, 16),
 }
 SEEDS = (0, 1)
-
-
-def configs(case: str) -> tuple[Gemma3TextConfig, TextConfig]:
-    """Return theirs and ours. Ours is written out, not parsed: the parser has tests of its own."""
-    heads, kv_heads, head_dim, dim, layers, window, factor, scalar, tied = FAMILY[case]
-    rope_type = {"rope_type": "default"} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
-    theirs = Gemma3TextConfig(
-        vocab_size=VOCAB,
-        hidden_size=dim,
-        intermediate_size=2 * dim,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        query_pre_attn_scalar=scalar,
-        sliding_window=window,
-        max_position_embeddings=512,
-        rope_parameters={
-            "full_attention": rope_type | {"rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-        tie_word_embeddings=tied,
-        attn_implementation="eager",
-    )
-    ours = TextConfig(
-        vocab_size=VOCAB,
-        model_dim=dim,
-        ffw_dim=2 * dim,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        query_scale=scalar**-0.5,
-        layers=five_local_one_global(layers, window=window, global_scale=factor),
-        max_positions=512,
-        tied_head=tied,
-    )
-    return theirs, ours
 
 
 def reference(config: Gemma3TextConfig, seed: int) -> Gemma3ForCausalLM:
     """Return transformers' model with weights far enough from zero that attention and norms matter."""
     torch.manual_seed(seed)
     model = Gemma3ForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if name.endswith("norm.weight") else config.hidden_size**-0.5)
+    randomize(model, config.hidden_size)
     return model
 
 
@@ -115,9 +78,9 @@ def some_ids(count: int, seed: int) -> list[int]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", FAMILY)
 def test_logits_over_three_windows(case, seed):
-    theirs, ours = configs(case)
+    theirs, ours = configs(FAMILY[case], VOCAB)
     model = reference(theirs, seed)
-    ids = some_ids(max(3 * FAMILY[case][5] + 5, 24), seed)
+    ids = some_ids(max(3 * FAMILY[case].window + 5, 24), seed)
     expected = their_logits(model, ids)
     got = np.asarray(our_logits(ours_with_their_weights(ours, model), jnp.asarray(ids, jnp.int32)))
     assert np.abs(expected).max() > 0.5, "logits too small to tell anything"
@@ -129,7 +92,7 @@ def test_logits_over_three_windows(case, seed):
 @pytest.mark.parametrize("case", [case for case in FAMILY if case != "window 1"])
 def test_greedy_answer_is_token_for_token_the_same(case):
     """64 tokens through rings, pages and chunks against their cache; prompt and answer cross several windows."""
-    theirs, ours = configs(case)
+    theirs, ours = configs(FAMILY[case], VOCAB)
     for seed in range(3, 13):  # random models often loop; an answer of one repeated token proves little
         model, prompt = reference(theirs, seed), some_ids(21, seed)
         with torch.no_grad():
@@ -148,8 +111,8 @@ def test_greedy_answer_is_token_for_token_the_same(case):
 @pytest.mark.parametrize("case", ["270m", "1b", "4b", "12b", "27b"])
 def test_bf16_is_as_near_to_fp32_as_theirs(case):
     """Our bf16 differs from their fp32 by at most what their own bf16 does, all on weights that bf16 holds."""
-    theirs, ours = configs(case)
-    ids = some_ids(3 * FAMILY[case][5] + 5, 7)
+    theirs, ours = configs(FAMILY[case], VOCAB)
+    ids = some_ids(3 * FAMILY[case].window + 5, 7)
     model = reference(theirs, 7).to(torch.bfloat16)
     their_bf16 = their_logits(model, ids)
     our_bf16 = np.asarray(our_logits(ours_with_their_weights(ours, model, jnp.bfloat16), jnp.asarray(ids, jnp.int32)))
