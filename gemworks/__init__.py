@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemworks.llm import LLM, Chunk, Completion, PromptLogprobs
+    from gemworks.llm.guard import Guard
 
 __version__ = "0.1.0"
 
 # Loaded on first use: importing the package must not start jax.
-_HOMES = dict.fromkeys(("LLM", "Chunk", "Completion", "PromptLogprobs"), "gemworks.llm")
+_HOMES = {
+    **{name: "gemworks.llm" for name in ("LLM", "Chunk", "Completion", "PromptLogprobs")},
+    "Guard": "gemworks.llm.guard",
+}
 
-__all__ = ["LLM", "Chunk", "Completion", "PromptLogprobs", "__version__"]
+__all__ = ["LLM", "Chunk", "Completion", "Guard", "PromptLogprobs", "__version__"]
 
 
 def __getattr__(name: str):

@@ -77,23 +77,29 @@ def as_json(model: str, completion: Any) -> dict[str, Any]:
         "text": completion.text,
         "token_ids": list(completion.token_ids),
         "prompt_tokens": completion.prompt_tokens,
+        "image_tokens": completion.image_tokens,
         "completion_tokens": completion.completion_tokens,
         "finish_reason": completion.finish_reason,
         "stop_string": completion.stop_string,
         "timings": {
             **dataclasses.asdict(timings),
+            "encode_s": completion.encode_s,
             "prefill_per_second": timings.prefill_per_second,
             "decode_per_second": timings.decode_per_second,
         },
     }
 
 
-def timing_lines(timings: Any) -> list[str]:
+def timing_lines(completion: Any) -> list[str]:
     """What --verbose tells about an answer, one line a phase."""
+    timings = completion.timings
     cached = f" ({timings.cached_tokens:,} more were cached)" if timings.cached_tokens else ""
     compiled = getattr(timings, "compile_s", 0.0)
     lines = [f"load     {timings.load_s:8.2f} s"]
     lines += [f"compile  {compiled:8.2f} s   once for these shapes"] if compiled >= 0.005 else []
+    if completion.image_tokens:
+        seen = "" if completion.encode_s else "   (encoded before)"
+        lines.append(f"images   {completion.encode_s:8.2f} s   {completion.image_tokens:6,} tokens{seen}")
     lines.append(
         f"prefill  {timings.prefill_s:8.2f} s   {timings.prefill_tokens:6,} tokens   "
         f"{timings.prefill_per_second:8.1f} tokens/s{cached}"

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import gemworks
-from gemworks.cli import bench, console
+from gemworks.cli import bench, console, data, guard
 from gemworks.cli.convert import convert
 from gemworks.cli.create import create
 from gemworks.cli.doctor import doctor
@@ -27,6 +27,7 @@ from gemworks.cli.quantize import quantize
 from gemworks.cli.rm import rm
 from gemworks.cli.run import run
 from gemworks.cli.show import show
+from gemworks.cli.train import train
 from gemworks.errors import GemworksError, GemworksWarning
 
 app = typer.Typer(
@@ -68,9 +69,12 @@ app.command("rm", help=rm.__doc__)(rm)
 app.command("create", help=create.__doc__)(create)
 app.command("convert", help=convert.__doc__)(convert)
 app.command("quantize", help=quantize.__doc__)(quantize)
+app.command("train", help=train.__doc__)(train)
 app.command("plan", help=plan.__doc__)(plan)
 app.command("doctor", help=doctor.__doc__)(doctor)
+app.add_typer(guard.app, name="guard")
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

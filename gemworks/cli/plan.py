@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gemworks.cli import console
+from gemworks.cli import console, plan_images
+from gemworks.engine.memory import KV_TYPES
 from gemworks.errors import ConfigError
+from gemworks.model.vision_config import VisionConfig
 
 FORMATS = ("bf16", "int4", "int4-b32", "sfp8", "int8", "int8-b32")
 
@@ -20,8 +22,6 @@ REPORT_WEIGHTS_GB = {
     "12b": {"bf16": 24.0, "int4": 6.6, "int4-b32": 7.1, "sfp8": 12.4},
     "27b": {"bf16": 54.0, "int4": 14.1, "int4-b32": 15.3, "sfp8": 27.4},
 }
-
-KV_TYPES = ("bfloat16", "int8", "float32")
 
 # Formats that the CPU kernels compute in; others are bf16 in memory, or become it (docs/plan.md).
 WITH_KERNELS = ("int4", "int4-b32", "sfp8", "int8", "int8-b32")
@@ -46,6 +46,8 @@ def plan(
         int, typer.Option(metavar="N", min=0, help="Tokens of the prefix cache beside running texts.")
     ] = 0,
     kv: Annotated[str, typer.Option(metavar="TYPE", help=f"Keys and values: {', '.join(KV_TYPES)}.")] = "bfloat16",
+    images: Annotated[int, typer.Option(metavar="N", min=0, help="Images in the prompt.")] = 0,
+    pan_and_scan: Annotated[bool, typer.Option("--pan-and-scan", help="Count the crops of Pan & Scan too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,
 ) -> None:
     """Show what a model needs in memory at a context and format, and whether it fits here."""
@@ -56,12 +58,15 @@ def plan(
     for option, value in (("--format", format), ("--embed", embed)):
         if value is not None and value not in FORMATS:
             raise ConfigError(f'{option} must be one of {", ".join(FORMATS)}, got "{value}".')
-    config, size = _config_of(model)
+    if pan_and_scan and not images:
+        raise ConfigError("--pan-and-scan is about images: say how many with --images.")
+    config, size, vision = _config_of(model)
     if context is None:
         context = min(_DEFAULT_CONTEXT, config.max_positions)
     elif not 1 <= context <= config.max_positions:
         raise ConfigError(f"--context must be between 1 and {config.max_positions:,} for {model}, got {context:,}.")
-    facts = make_plan(model, config, size, context, format, embed, kv_type=kv)
+    seen = plan_images.plan_images(model, config, vision, images=images, pan_and_scan=pan_and_scan) if images else None
+    facts = make_plan(model, config, size, context, format, embed, kv_type=kv, vision=vision, images=seen)
     if sequences is not None:
         facts["engine"] = plan_engine(config, facts, sequences=sequences, cache_tokens=cache)
     if json:
@@ -79,25 +84,29 @@ def make_plan(
     embed: str | None = None,
     *,
     kv_type: str = "bfloat16",
+    vision: VisionConfig | None = None,
+    images: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the plan as `--json` prints it. The top-level figures are for `format`, bf16 where it is None.
 
-    `embed` is the format of embedding and head; None: the same.
+    `embed` is the format of embedding and head; None: the same. `images`: of plan_images, which the totals have in
+    them.
     """
     from gemworks import machine
     from gemworks.model import costs
 
     memory = machine.memory()
     kv, kv_full = (costs.kv_bytes(config, context, windowed=windowed, kv=kv_type) for windowed in (True, False))
+    more = plan_images.added_bytes(images) if images else 0
     formats = {}
     for name in FORMATS:
         weights = costs.weight_bytes(config, name, embed_format=embed)
         formats[name] = {
             "weights_bytes": weights,
             "report_weights_gb": REPORT_WEIGHTS_GB.get(size or "", {}).get(name),
-            "total_bytes": weights + kv,
-            "total_full_kv_bytes": weights + kv_full,
-            "fits": weights + kv <= memory.available if memory.available else None,
+            "total_bytes": weights + kv + more,
+            "total_full_kv_bytes": weights + kv_full + more,
+            "fits": weights + kv + more <= memory.available if memory.available else None,
         }
     local = config.local_spec
     return {
@@ -112,7 +121,8 @@ def make_plan(
         "kv_bytes": kv,
         "kv_int8_bytes": costs.kv_bytes(config, context, kv="int8"),
         "kv_full_bytes": kv_full,
-        "vision_bytes": _vision_bytes(config) if size in ("4b", "12b", "27b") else 0,
+        "vision_bytes": plan_images.tower_bytes(config, vision) if vision else 0,
+        "images": images,
         "layers": {
             "local": sum(spec.is_local for spec in config.layers),
             "global": sum(not spec.is_local for spec in config.layers),
@@ -134,6 +144,7 @@ def plan_engine(config, facts: dict[str, Any], *, sequences: int, cache_tokens: 
         config, context=facts["context"], max_sequences=sequences, kv_dtype=facts["kv"], cache_tokens=cache_tokens
     )
     available = facts["machine"]["available_bytes"]
+    more = plan_images.added_bytes(facts["images"]) if facts["images"] else 0
     formats = {}
     for name, row in facts["formats"].items():
         step = LargestStep(
@@ -142,7 +153,7 @@ def plan_engine(config, facts: dict[str, Any], *, sequences: int, cache_tokens: 
             has_kernels=name in WITH_KERNELS,
             is_quantized=False,
         )
-        plan = plan_memory(config, kv, weight_bytes=row["weights_bytes"], step=step)
+        plan = plan_memory(config, kv, weight_bytes=row["weights_bytes"] + more, step=step)
         formats[name] = {
             "workspace_bytes": plan.workspace_bytes,
             "total_bytes": plan.total_bytes,
@@ -164,24 +175,24 @@ def plan_engine(config, facts: dict[str, Any], *, sequences: int, cache_tokens: 
 
 
 def _config_of(model: str):
-    """(config, released size or None) of a released name, without any file, or of a model on this machine."""
+    """(config, released size, vision config) of a released name, without any file, or of a model on this machine.
+
+    The size is None where no release is like it, the vision config where it reads text only.
+    """
     from gemworks.model.config import RELEASED
     from gemworks.weights import hub, store
 
     created = store.read_created(model)
     size = hub.released_size(created.base if created else model)
     if size:
-        return RELEASED[size], size
+        return RELEASED[size], size, plan_images.vision_config(size, None)
     from gemworks.weights.checkpoint import open_checkpoint
 
-    with open_checkpoint(hub.resolve(model).path) as checkpoint:
+    path = hub.resolve(model).path
+    with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
-    return config, next((name for name, released in RELEASED.items() if released == config), None)
-
-
-def _vision_bytes(config) -> int:
-    """bf16 bytes of the SigLIP tower and the projector to this model's width (spec 3.3, 3.4)."""
-    return 2 * (416_866_032 + 1152 * (config.model_dim + 1))
+    size = next((name for name, released in RELEASED.items() if released == config), None)
+    return config, size, plan_images.vision_config(size, path)
 
 
 def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
@@ -195,6 +206,7 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
             ("KV cache", f"{console.size(facts['kv_bytes'])} as Gemworks keeps it: local layers keep their window"),
             *([] if facts["kv"] == "int8" else [("", f"{console.size(facts['kv_int8_bytes'])} with --kv int8")]),
             ("", f"{console.size(facts['kv_full_bytes'])} as the report counts: every layer keeps everything"),
+            *(plan_images.rows(facts["images"], facts["context"]) if facts["images"] else []),
             ("this machine", f"{console.size(memory['memory_bytes'])}, {console.size(memory['available_bytes'])} free"),
         ]
     )
@@ -221,9 +233,13 @@ def _draw(facts: dict[str, Any], formats: tuple[str, ...]) -> None:
         for row in rows:
             row.pop(2)
     console.columns(headers, rows, right=range(1, len(headers) - 1))
-    if facts["vision_bytes"]:
+    if facts["images"]:
+        console.line("\nWEIGHTS are of the text model; WITH KV has the vision tower and the embeddings in it too.")
+    elif facts["vision_bytes"]:
         vision = console.size(facts["vision_bytes"])
-        console.line(f"\nWEIGHTS are of the text model; its vision tower ({vision} in bf16) is not loaded.")
+        console.line(
+            f"\nWEIGHTS are of the text model; its vision tower ({vision} in bf16) is not loaded before an image comes."
+        )
     if facts["embed_format"]:
         console.line(f"\nEmbedding and head are counted in {facts['embed_format']}.")
 

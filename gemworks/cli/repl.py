@@ -8,6 +8,7 @@ Triple quotes begin and end a message of several lines. Ctrl-C stops an answer o
 
 import contextlib
 import gc
+import glob
 import os
 import shlex
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 from gemworks import env
 from gemworks.cli import answer, console
-from gemworks.cli.session import Session
+from gemworks.cli.session import Content, Session
 from gemworks.errors import ConfigError, GemworksError
 from gemworks.weights.modelfile import PARAMETERS, parse_parameter, render_modelfile
 
@@ -39,16 +40,18 @@ _HELP = """\
 /show parameters            what was set
 /show system                the system prompt
 /show modelfile             this session as a Modelfile
+/image FILE                 show the model a picture with your next message; /image none: do not
 /clear                      forget the conversation
 /save NAME                  keep model, parameters and system prompt under a name
 /load NAME                  go on with another model
 /bye, /exit                 leave (Ctrl-D too)
 /?, /help                   this list
 
-\"\"\" begins and ends a message of several lines. Ctrl-C stops an answer."""
+\"\"\" begins and ends a message of several lines. Ctrl-C stops an answer.
+A picture's path in a message is the picture: what is on ./photo.jpg?"""
 
 _WORDS = {
-    "": ("/set", "/show", "/clear", "/save", "/load", "/help", "/bye", "/exit", "/?"),
+    "": ("/set", "/show", "/image", "/clear", "/save", "/load", "/help", "/bye", "/exit", "/?"),
     "/set": ("parameter", "system", "verbose", "quiet", "history", "nohistory"),
     "/set parameter": tuple(parameter.name for parameter in PARAMETERS),
     "/show": ("info", "parameters", "system", "modelfile"),
@@ -113,15 +116,53 @@ class Repl:
         return (f"{head} {body}", True) if head else (body, False)
 
     def _ask(self, text: str) -> None:
-        completion = answer.stream_until_interrupted(self.session.ask(text))
+        completion = answer.stream_until_interrupted(self.session.ask(self._seen(text)))
         if completion is None:
             return
         if ending := answer.ending_note(completion, self.session.llm.context):
             console.note(ending + (" /clear begins anew." if "full" in ending else ""))
         if self.verbose:
-            for row in answer.timing_lines(completion.timings):
+            for row in answer.timing_lines(completion):
                 console.note(row)
         console.line()
+
+    def _seen(self, text: str) -> Content:
+        """A message with the pictures that it names."""
+        eyes = getattr(self.session.llm, "eyes", None)
+        if eyes is None or self.session.raw:
+            return text
+        from gemworks.cli import images
+
+        return images.with_pictures(text, eyes, self.session.pan_and_scan)
+
+    def _begins_with_a_picture(self, text: str) -> bool:
+        """Whether a line is no command but a path from the root: as a file that is dropped on the terminal."""
+        from gemworks.cli import images
+
+        return getattr(self.session.llm, "eyes", None) is not None and isinstance(images.split_paths(text)[0], Path)
+
+    def _image(self, typed: str) -> None:
+        """Queue the pictures of a line; one that cannot be read changes nothing."""
+        from gemworks.cli import images
+        from gemworks.llm.eyes import no_eyes
+
+        queued = self.session.queued
+        if not typed:
+            raise ConfigError(
+                f"/image needs a file, as in: /image photo.jpg ({len(queued)} waiting for your next message)"
+            )
+        if typed == "none":
+            queued.clear()
+            console.note("No picture waits for your next message.")
+            return
+        eyes = getattr(self.session.llm, "eyes", None)
+        if eyes is None:
+            raise no_eyes("/image", self.name)
+        paths = images.files_of(typed)
+        parts = [images.image_part(eyes, path, self.session.pan_and_scan) for path in paths]
+        for path, part in zip(paths, parts, strict=True):
+            console.note(f"{images.told(part, eyes, str(path))} Your next message begins with it.")
+        queued += parts
 
     def _command(self, text: str) -> None:
         verb, _, rest = text.partition(" ")
@@ -135,6 +176,8 @@ class Repl:
                 self._set(rest)
             case "/show":
                 self._show(rest)
+            case "/image":
+                self._image(rest)
             case "/clear":
                 self.session.clear()
                 console.note("The conversation is forgotten; system prompt and parameters stay.")
@@ -142,6 +185,8 @@ class Repl:
                 self._save(rest)
             case "/load":
                 self._switch(rest)
+            case _ if self._begins_with_a_picture(text):
+                self._ask(text)
             case _:
                 near = get_close_matches(verb, _WORDS[""], n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
@@ -272,7 +317,10 @@ def _complete(text: str, state: int) -> str | None:
     before = readline.get_line_buffer()[: readline.get_begidx()].strip()
     if not (before or text).startswith("/"):
         return None
-    found = [word + " " for word in _WORDS.get(before, ()) if word.startswith(text)]
+    if before == "/image":
+        found = [name + ("/" if os.path.isdir(name) else " ") for name in sorted(glob.glob(glob.escape(text) + "*"))]
+    else:
+        found = [word + " " for word in _WORDS.get(before, ()) if word.startswith(text)]
     return found[state] if state < len(found) else None
 
 

@@ -4,12 +4,12 @@ import select
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from gemworks.cli import answer, console
-from gemworks.cli.session import Session
+from gemworks.cli.session import Content, Session
 from gemworks.errors import ConfigError, RequestError
 
 _WAIT_NOTE_S = 2.0
@@ -19,7 +19,13 @@ def run(
     model: Annotated[str, typer.Argument(help="tiny, gemma3:1b, org/repo, a directory, a .gguf file ...")],
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask. Without it: a conversation.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="How the model should behave.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Not in this release.")] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A picture to show; repeatable.")] = None,
+    pan_and_scan: Annotated[
+        bool, typer.Option("--pan-and-scan", help="Read pictures far from square in crops too.")
+    ] = False,
+    video: Annotated[str | None, typer.Option(metavar="FILE", help="A video, of which some frames are read.")] = None,
+    max_frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Frames of the video, 8.")] = None,
+    sampling: Annotated[str | None, typer.Option(metavar="WAY", help="Which frames: uniform or scenes.")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="0 always takes the likeliest word.")] = None,
     top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(metavar="P", help="Draw from this share; 1 is off.")] = None,
@@ -41,46 +47,117 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of text.")] = False,
 ) -> None:
     """Ask a model (a prompt, or text on stdin), or without a prompt talk to it."""
-    _refuse_what_comes_later(image)
-    flags: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "stop": tuple(stop) if stop else None,
-    }
-    parameters = _checked({name: value for name, value in flags.items() if value is not None})
+    flags = _Flags(temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop) if stop else None)
+    penalties = _Penalties(repetition_penalty, presence_penalty, frequency_penalty)
+    parameters = _checked(_given(flags) | _given(penalties))
     if raw and system is not None:
         raise ConfigError("--system needs the chat template, and --raw leaves it out. Put the text into the prompt.")
+    frames = _given(_Frames(max_frames, sampling))
+    if frames and video is None:
+        raise ConfigError("--max-frames and --sampling say which frames of a video are read: give them with --video.")
     _find(model)
     text = read_prompt(prompt)
     if text is None and json:
         raise ConfigError("--json needs a prompt, as an argument or on stdin; a conversation has no single answer.")
+    sights = _Sights(image or [], video, frames, pan_and_scan)
+    pictures = sights.read(model)  # what is wrong with them is told before seconds go into loading
     chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}
     weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
     session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
+    session.pan_and_scan, session.queued = sights.crops, pictures
     if text is None:
         from gemworks.cli.repl import Repl
 
+        if shown := sum(part["type"] == "image" for part in pictures):
+            console.note(f"{shown} {'pictures wait' if shown > 1 else 'picture waits'} for your first message.")
         Repl(session, model, load=lambda name: open_session(_found(name), weights=weights), verbose=verbose).loop()
     else:
-        _answer(session, model, text, json=json, verbose=verbose)
+        _answer(session, model, _seen(session, text, prompt), json=json, verbose=verbose)
 
 
-def _answer(session: Session, model: str, text: str, *, json: bool, verbose: bool) -> None:
+def _seen(session: Session, text: str, words: list[str] | None) -> Content:
+    """The prompt with the pictures that its words name; what was piped in is text whatever it names."""
+    eyes = getattr(session.llm, "eyes", None)
+    if words is None or session.raw or eyes is None:
+        return text
+    from gemworks.cli import images
+
+    typed = " ".join(words)
+    said = images.with_pictures(typed, eyes, session.pan_and_scan)
+    rest = text[len(typed) :]
+    if isinstance(said, str) or not rest.strip():
+        return text if isinstance(said, str) else said
+    return [*said, {"type": "text", "text": rest}]
+
+
+class _Flags(NamedTuple):
+    """How tokens are drawn, by the names of SamplingParams and `stop`; None where nothing was said."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    max_tokens: int | None
+    stop: tuple[str, ...] | None
+
+
+class _Penalties(NamedTuple):
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+
+
+class _Frames(NamedTuple):
+    max_frames: int | None
+    sampling: str | None
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    return {name: value for name, value in flags._asdict().items() if value is not None}
+
+
+class _Sights(NamedTuple):
+    """What a command line shows the model."""
+
+    images: list[str]
+    video: str | None
+    frames: dict[str, Any]
+    pan_and_scan: bool
+
+    @property
+    def crops(self) -> Any:
+        """The rule of Pan & Scan, None without it."""
+        from gemworks.media import PanAndScan
+
+        return PanAndScan() if self.pan_and_scan else None
+
+    def read(self, model: str) -> list[dict[str, Any]]:
+        """Return the pictures and frames as parts of a message. Raises RequestError, for a text model too."""
+        if not self.images and self.video is None:
+            return []
+        from gemworks.cli import images
+        from gemworks.llm.eyes import no_eyes, open_eyes
+        from gemworks.weights import hub
+
+        eyes = open_eyes(hub.resolve(model).path)
+        if eyes is None:
+            raise no_eyes("--image" if self.images else "--video", model, "an image" if self.images else "a video")
+        parts = [images.image_part(eyes, file, self.crops) for file in self.images]
+        if self.video is not None:
+            parts += images.video_parts(eyes, self.video, self.frames, self.crops)
+        return parts
+
+
+def _answer(session: Session, model: str, said: Content, *, json: bool, verbose: bool) -> None:
     if json:
-        *_, last = session.ask(text)
+        *_, last = session.ask(said)
         completion = last.completion
         console.emit_json(answer.as_json(model, completion))
     else:
-        completion = answer.stream(session.ask(text))
+        completion = answer.stream(session.ask(said))
     if verbose:
-        for row in answer.timing_lines(completion.timings):
+        for row in answer.timing_lines(completion):
             console.note(row)
 
 
@@ -190,8 +267,3 @@ def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
     if not all(parameters.get("stop", ("-",))):
         raise RequestError("--stop must be a text of at least one character.")
     return parameters
-
-
-def _refuse_what_comes_later(image: list[Path] | None) -> None:
-    if image:
-        raise ConfigError("--image: this release reads no images; describe the picture in words, or wait for the next.")

@@ -5,6 +5,8 @@ from typing import Any
 
 from gemworks.weights.modelfile import Modelfile
 
+Content = str | list[dict[str, Any]]  # a text, or parts of which some are pictures
+
 
 class Session:
     """What `run` asks and the REPL changes. A turn is kept once the model has said something.
@@ -12,6 +14,9 @@ class Session:
     llm: gemworks.LLM, or what has its `stream`, `is_chat` and `context`; it must add nothing of its own, so what a
     created model says comes in `modelfile` and is the session's to change. `base` is what /save writes as FROM. With
     `raw`, or a model without a chat form, every prompt is text to continue, by itself.
+
+    queued: pictures that the next question begins with, as parts that were prepared. They are gone once something was
+    answered to them. pan_and_scan: how pictures are prepared.
     """
 
     def __init__(
@@ -23,35 +28,46 @@ class Session:
         parameters: Mapping[str, Any] | None = None,
         system: str | None = None,
         raw: bool = False,
+        pan_and_scan: Any = None,
     ):
         self.llm, self.base = llm, base
         self.raw = raw or not llm.is_chat
+        self.pan_and_scan = pan_and_scan
+        self.queued: list[dict[str, Any]] = []
         self.parameters: dict[str, Any] = {**(modelfile.parameters if modelfile else {}), **(parameters or {})}
         self.system = system if system is not None else modelfile.system if modelfile else None
         self._opening = [{"role": role, "content": text} for role, text in modelfile.messages] if modelfile else []
         self.messages = list(self._opening)
 
-    def ask(self, text: str) -> Iterator[Any]:
+    def ask(self, said: Content) -> Iterator[Any]:
         """Yield the answer's chunks. Closing the iterator stops the answer; what was said until then is kept."""
         sampling = {name: value for name, value in self.parameters.items() if name != "context"}
-        turn = {"role": "user", "content": text}
+        content = self._content(said)
+        turn = {"role": "user", "content": content}
         # Errors in the request are raised here, before anything is kept.
-        chunks = self.llm.stream(text if self.raw else [*self._preface(), *self.messages, turn], **sampling)
+        chunks = self.llm.stream(content if self.raw else [*self._preface(), *self.messages, turn], **sampling)
         return self._keep(turn, chunks)
 
     def clear(self) -> None:
-        """Forget the turns; the system prompt and parameters stay."""
+        """Forget the turns and what is queued; the system prompt and parameters stay."""
         self.messages = list(self._opening)
+        self.queued.clear()
 
     def modelfile(self) -> Modelfile:
         """The session as a created model: model, parameters and system prompt, without the turns."""
         opening = tuple((message["role"], message["content"]) for message in self._opening)
         return Modelfile(base=self.base, parameters=dict(self.parameters), system=self.system, messages=opening)
 
+    def _content(self, said: Content) -> Content:
+        """What was said, after the pictures that wait."""
+        if not self.queued:
+            return said
+        return [*self.queued, *([{"type": "text", "text": said}] if isinstance(said, str) else said)]
+
     def _preface(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def _keep(self, turn: dict[str, str], chunks: Any) -> Iterator[Any]:
+    def _keep(self, turn: dict[str, Any], chunks: Any) -> Iterator[Any]:
         answer, finished = "", False
         try:
             for chunk in chunks:
@@ -60,5 +76,7 @@ class Session:
                 yield chunk
         finally:
             chunks.close()
+            if finished or answer:
+                self.queued.clear()
             if not self.raw and (finished or answer):
                 self.messages += [turn, {"role": "assistant", "content": answer}]

@@ -56,6 +56,7 @@ def describe(resolved) -> dict[str, Any]:
             "stored_as": dict(sorted(dtypes.items(), key=lambda item: -item[1])),
             "size_bytes": checkpoint.num_bytes,
             "is_chat": bool(checkpoint.is_chat),
+            "vision": _vision(resolved.path, config),
             "generation": {
                 "temperature": generation.temperature if generation.do_sample else 0.0,
                 "top_k": generation.top_k,
@@ -68,6 +69,22 @@ def describe(resolved) -> dict[str, Any]:
     if created:
         facts |= {"from": created.base, "parameters_set": dict(created.parameters), "system": created.system}
     return facts
+
+
+def _vision(path, config) -> dict[str, Any] | None:
+    """What a model sees with, None where it reads text only."""
+    from gemworks.cli.plan_images import tower_bytes, vision_config
+
+    vision = vision_config(None, path)
+    if vision is None:
+        return None
+    return {
+        "image_size": vision.image_size,
+        "tokens_per_image": vision.tokens_per_image,
+        "layers": vision.num_layers,
+        "model_dim": vision.model_dim,
+        "size_bytes": tower_bytes(config, vision),
+    }
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -88,6 +105,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{facts['vocab_size']:,}"),
         ("stored as", f"{facts['format']}, {_dtypes(facts['stored_as'])}"),
         ("size", f"{console.size(facts['size_bytes'])} (text model)"),
+        ("reads", _reads(facts["vision"])),
         ("samples with", ", ".join(f"{name} {generation[name]}" for name in ("temperature", "top_k", "top_p"))),
         ("path", facts["path"]),
     ]
@@ -97,6 +115,13 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         found += [("parameters set", "\n".join(parameters))] if parameters else []
         found += [("system", facts["system"])] if facts["system"] else []
     return found
+
+
+def _reads(vision: dict[str, Any] | None) -> str:
+    if vision is None:
+        return "text"
+    side = f"{vision['image_size']:,}"
+    return f"text, and images of {side} x {side} pixels as {vision['tokens_per_image']:,} tokens"
 
 
 def _count(number: int) -> str:

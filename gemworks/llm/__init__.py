@@ -10,6 +10,6 @@ texts = [answer.text for answer in llm.generate(["One", "Two", "Three"], max_tok
 
 from gemworks.llm.answers import Chunk, Completion, PromptLogprobs
 from gemworks.llm.model import LLM
-from gemworks.llm.sizes import DEFAULT_CONTEXT, KV_TYPES
+from gemworks.llm.sizes import DEFAULT_CONTEXT
 
-__all__ = ["DEFAULT_CONTEXT", "KV_TYPES", "LLM", "Chunk", "Completion", "PromptLogprobs"]
+__all__ = ["DEFAULT_CONTEXT", "LLM", "Chunk", "Completion", "PromptLogprobs"]

@@ -11,15 +11,21 @@ from gemworks.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One finished answer. `text` ends before a stop string; `token_ids` are all tokens drawn, without the stop id."""
+    """One finished answer. `text` ends before a stop string; `token_ids` are all tokens drawn, without the stop id.
+
+    image_tokens: of the prompt's tokens, those that stand for images. encode_s: seconds in the vision tower, which
+    `timings.prefill_s` does without; 0 where every image was encoded before.
+    """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
+    image_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: FinishReason = "stop"
     stop_string: str | None = None  # which stop string ended it
     logprobs: list[TokenLogprob] | None = None
+    encode_s: float = 0.0
     timings: Timings = field(default_factory=Timings)
 
 

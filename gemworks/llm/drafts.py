@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gemworks.engine.shapes import DRAFT_LENGTHS
 from gemworks.errors import ConfigError
 from gemworks.tokenizer.tokenizer import Tokenizer
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from gemworks.llm.loading import Loaded
 
 LOOKUP = "lookup"
-LONGEST_DRAFT = 7  # tokens, as steps are compiled for
 
 # A drafting model has a row for each text that may carry a draft; more wait without.
 _TEXTS = 4
@@ -37,7 +37,7 @@ def new_proposer(
         "num_sequences": _TEXTS,
         "vocab": loaded.vocab,
     }
-    runner = DraftingRunner(Runner(loaded.model, draft=LONGEST_DRAFT + 1, **told))
+    runner = DraftingRunner(Runner(loaded.model, draft=DRAFT_LENGTHS[-1] + 1, **told))
     return lambda run: DraftModel(runner, run.sampler, vocab=vocab)
 
 

@@ -2,28 +2,30 @@
 
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from gemworks.engine.memory import KVPlan
+from gemworks.engine.memory import KV_TYPES, KVPlan
+from gemworks.engine.shapes import DRAFT_LENGTHS
 from gemworks.engine.types import Request, SamplingParams
 from gemworks.errors import ConfigError, RequestError
-from gemworks.llm.answers import Answer, Chunk, PromptLogprobs
-from gemworks.llm.drafts import LONGEST_DRAFT, new_proposer
+from gemworks.llm.answers import Chunk, PromptLogprobs
+from gemworks.llm.asking import Ask
+from gemworks.llm.drafts import new_proposer
+from gemworks.llm.eyes import Eyes, open_eyes
 from gemworks.llm.loading import Progress, load
-from gemworks.llm.sizes import DEFAULT_CONTEXT, KV_TYPES, engine_sizes
+from gemworks.llm.prompts import Message, Prompt, Prompter
+from gemworks.llm.sizes import DEFAULT_CONTEXT, engine_sizes
 from gemworks.memory import without_collections
 from gemworks.model.config import TextConfig
-from gemworks.tokenizer.chat import render_chat, render_plain
 
 if TYPE_CHECKING:
     from gemworks.engine.handle import Handle
     from gemworks.quant.plan import QuantPlan
-
-Message = dict[str, Any]
 
 
 class LLM:
@@ -82,14 +84,15 @@ class LLM:
         def size(config: TextConfig) -> None:
             self.context = _resolve_context(asked, config.max_positions, self.name)
             stored = kv or ("float32" if dtype == "float32" else "bfloat16")
-            told = {"max_sequences": max_sequences, "draft": LONGEST_DRAFT if draft else 0}
+            told = {"max_sequences": max_sequences, "draft": DRAFT_LENGTHS[-1] if draft else 0}
             sizes.append(engine_sizes(config, context=self.context, kv=stored, **told))
 
         loaded = load(resolved.path, dtype=dtype, quant=plan, check=size, progress=progress, packing=packing)
         self.config, self.generation, self.tokenizer = loaded.config, loaded.generation, loaded.tokenizer
         self.dtype, self.is_chat, self.num_parameters = loaded.dtype, loaded.is_chat, loaded.num_parameters
         self._defaults = dict(created.sampling) if created else {}
-        self._opening = _opening(created)
+        self._open_eyes = cache(partial(open_eyes, resolved.path, dtype=dtype))
+        self._prompter = Prompter(self.tokenizer, self.name, self._open_eyes, opening=_opening(created, self.is_chat))
         self._default_adapter: str | None = None
         guesses = None
         if draft is not None:
@@ -98,48 +101,60 @@ class LLM:
         pools = sizes[0].runner_arguments()
         if kv is None:
             pools["kv_dtype"] = None  # as the weights are
-        self._engine = Engine(
-            Runner(loaded.model, vocab=loaded.vocab, programs=programs, **pools), new_proposer=guesses
-        )
+        runner = Runner(loaded.model, vocab=loaded.vocab, programs=programs, **pools)
+        self._engine = Engine(runner, new_proposer=guesses)
         self.load_s = time.perf_counter() - started
         if adapter is not None:
             self._default_adapter = self.load_adapter(adapter)
 
-    def generate(self, prompt: str | Sequence[int] | Sequence[str], **sampling) -> Any:
+    @property
+    def eyes(self) -> Eyes | None:
+        """What reads images, None for a model that reads text only. Its tower is loaded when the first image comes.
+
+        Raises CheckpointError where the model's vision half is not Gemma 3's: a text does not need it.
+        """
+        return self._open_eyes()
+
+    def free_vision(self) -> None:
+        """Give the vision tower's memory back; the next image that was not seen before loads it again."""
+        if self._open_eyes.cache_info().currsize and (eyes := self._open_eyes()) is not None:
+            eyes.free()
+
+    def generate(self, prompt: str | Sequence, **sampling) -> Any:
         """Continue plain text (BOS is added), or token ids as they are; return a Completion, or a list for a list.
 
-        Texts of a list are computed together. sampling: fields of SamplingParams, stop (a string or several), n
-        (answers to a prompt: a list of n Completions), adapter (a name given to `load_adapter`) and mask, priority, key
-        as in engine.types.Request. What is not given comes from the model. For a list, max_tokens may be a list too.
+        A list that has pictures among its texts is one prompt, in its order; a list of texts or of lists is several.
         """
-        if _is_list_of_texts(prompt):
-            return self._all([self._prompt_ids(text) for text in prompt], sampling)
-        return self._ask(self._prompt_ids(prompt), **sampling).last()
+        if _is_list_of_prompts(prompt):
+            return self._all(prompt, sampling)
+        return self._ask(prompt, sampling).last()
 
     def chat(self, messages: Sequence, *, stream: bool = False, **sampling) -> Any:
         """Answer a conversation of {"role", "content"} messages; a list of conversations gives a list of Completions.
 
-        stream=True returns an iterator of Chunks instead.
+        Content is a text or a list of parts, of which some may be images or videos (docs/images.md);
+        pan_and_scan=True, or a PanAndScan, reads pictures that are far from square in crops too. stream=True returns an
+        iterator of Chunks instead.
         """
         if messages and not isinstance(messages[0], dict):
             if stream:
                 raise RequestError("stream takes one conversation, got a list of them; call it for each.")
-            return self._all([self._prompt_ids(conversation) for conversation in messages], sampling)
-        ask = self._ask(self._prompt_ids(messages), **sampling)
+            return self._all(messages, sampling)
+        ask = self._ask(messages, sampling)
         return ask.chunks() if stream else ask.last()
 
-    def stream(self, prompt: str | Sequence[int] | Sequence[Message], **sampling) -> Iterator[Chunk]:
+    def stream(self, prompt: str | Sequence, **sampling) -> Iterator[Chunk]:
         """Yield the answer to a text (continued as it is) or a conversation as it is made.
 
         It is computed from here on, beside what else was asked; closing the iterator stops it. A prompt that begins as
         an earlier one did (a chat's next turn) computes only what is new. Errors in the request are raised here, before
         the first chunk.
         """
-        return self._ask(self._prompt_ids(prompt), **sampling).chunks()
+        return self._ask(_one_prompt(prompt), sampling).chunks()
 
-    def astream(self, prompt: str | Sequence[int] | Sequence[Message], **sampling) -> AsyncIterator[Chunk]:
-        """As `stream`, for an event loop: `async for chunk in llm.astream(...)`."""
-        return self._ask(self._prompt_ids(prompt), **sampling).achunks()
+    def astream(self, prompt: str | Sequence, **sampling) -> AsyncIterator[Chunk]:
+        """As `stream`, for an event loop: `async for chunk in llm.astream(...)`. Pictures are decoded in the call."""
+        return self._ask(_one_prompt(prompt), sampling).achunks()
 
     def logprobs(self, text: str | Sequence[int] | Sequence[str], *, top: int = 0) -> Any:
         """Return the PromptLogprobs of a text (after BOS), with the `top` likeliest tokens at each place.
@@ -148,8 +163,9 @@ class LLM:
         """
         params = SamplingParams(top_logprobs=top)
         texts = text if _is_list_of_texts(text) else [text]
-        prompts = [self._prompt_ids(one) for one in texts]
-        handles = self._submit_all([Request(prompt=tuple(ids), params=params, kind="score") for ids in prompts])
+        prompts = [self._prompter.render(one).ids for one in texts]
+        asked = [Request(prompt=tuple(ids), params=params, kind="score") for ids in prompts]
+        handles = self._engine.submit_all(asked)
         scored = [PromptLogprobs(ids, _finished(one).scores or []) for ids, one in zip(prompts, handles, strict=True)]
         return scored if _is_list_of_texts(text) else scored[0]
 
@@ -159,8 +175,8 @@ class LLM:
         Gemma 3 was not trained to embed: vectors of like texts are near each other, less so than an embedding model's.
         """
         texts = text if _is_list_of_texts(text) else [text]
-        requests = [Request(prompt=tuple(self._prompt_ids(one)), kind="embed") for one in texts]
-        vectors = [_finished(handle).embedding for handle in self._submit_all(requests)]
+        requests = [Request(prompt=tuple(self._prompter.render(one).ids), kind="embed") for one in texts]
+        vectors = [_finished(handle).embedding for handle in self._engine.submit_all(requests)]
         return np.stack(vectors) if _is_list_of_texts(text) else vectors[0]
 
     def load_adapter(self, path: str | Path, name: str | None = None) -> str:
@@ -183,32 +199,43 @@ class LLM:
         """End what is being computed; the model cannot be used afterwards."""
         self._engine.close()
 
-    def _ask(self, ids: list[int], *, stop: str | Sequence[str] | None = None, **told) -> "_Ask":
-        request, stops = self._request(ids, stop, told)
-        return _Ask(self, self._engine.submit(request), stops)
+    def request(self, prompt: str | Sequence, **told) -> tuple[Request, tuple[str, ...]]:
+        """Return what the engine is asked for a prompt, and the stop strings of its answer.
 
-    def _all(self, prompts: list[list[int]], told: dict[str, Any]) -> list:
+        `prompt` and the keywords are those of `stream`. Raises RequestError.
+        """
+        request, stops, _ = self._request(prompt, told)
+        return request, stops
+
+    def _ask(self, prompt: str | Sequence, told: dict[str, Any]) -> Ask:
+        request, stops, rendered = self._request(prompt, told)
+        return self._asked(self._engine.submit(request), rendered, stops)
+
+    def _all(self, prompts: Sequence, told: dict[str, Any]) -> list:
         """Answer prompts together; what one of them has wrong is raised before any is computed."""
         told = dict(told)
-        each, stop = told.pop("max_tokens", None), told.pop("stop", None)
+        each = told.pop("max_tokens", None)
         limits = list(each) if isinstance(each, Sequence) else [each] * len(prompts)
         if len(limits) != len(prompts):
             raise RequestError(
                 f"max_tokens must be one number or one for each prompt, got {len(limits)} for {len(prompts)}."
             )
         made = [
-            self._request(ids, stop, told | {"max_tokens": limit}) for ids, limit in zip(prompts, limits, strict=True)
+            self._request(prompt, told | {"max_tokens": limit}) for prompt, limit in zip(prompts, limits, strict=True)
         ]
-        handles = self._submit_all([request for request, _ in made])
-        return [_Ask(self, handle, stops).last() for handle, (_, stops) in zip(handles, made, strict=True)]
+        handles = self._engine.submit_all([request for request, _, _ in made])
+        asked = [
+            self._asked(handle, rendered, stops) for handle, (_, stops, rendered) in zip(handles, made, strict=True)
+        ]
+        return [ask.last() for ask in asked]
 
-    def _submit_all(self, requests: list[Request]) -> "list[Handle]":
-        for request in requests:
-            self._engine.check(request)
-        return [self._engine.submit(request) for request in requests]
+    def _asked(self, handle: "Handle", rendered: Prompt, stops: Sequence[str]) -> Ask:
+        return Ask(handle, rendered, stops, tokenizer=self.tokenizer, load_s=self.load_s)
 
-    def _request(self, ids: list[int], stop, told: dict[str, Any]) -> tuple[Request, tuple[str, ...]]:
-        """Return the engine's request and the stop strings of a call."""
+    def _request(self, prompt: str | Sequence, told: dict[str, Any]) -> tuple[Request, tuple[str, ...], Prompt]:
+        """Return the engine's request, the stop strings and the rendered prompt of a call."""
+        told = dict(told)
+        stop, crops = told.pop("stop", None), told.pop("pan_and_scan", None)
         own = {name: told[name] for name in _REQUEST_FIELDS if told.get(name) is not None}
         own.setdefault("adapter", self._default_adapter)
         params = self.sampling(**{name: value for name, value in told.items() if name not in _REQUEST_FIELDS})
@@ -216,7 +243,8 @@ class LLM:
         stops = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         if not all(isinstance(s, str) and s for s in stops):
             raise RequestError(f"stop must be texts of at least one character, got {wanted!r}.")
-        return Request(prompt=tuple(ids), params=params, **own), stops
+        rendered = self._prompter.render(prompt, pan_and_scan=crops)
+        return Request(prompt=tuple(rendered.ids), spans=rendered.spans, params=params, **own), stops, rendered
 
     def sampling(self, **overrides) -> SamplingParams:
         """Return the parameters a request with these overrides would use. None means "as the model says"."""
@@ -237,74 +265,6 @@ class LLM:
         params["stop_ids"] = tuple(sorted(ends))
         return SamplingParams(**params)
 
-    def _prompt_ids(self, prompt: str | Sequence) -> list[int]:
-        if isinstance(prompt, str):
-            return render_plain(self.tokenizer, prompt)
-        if prompt and isinstance(prompt[0], dict):
-            if not self.is_chat:
-                raise RequestError(
-                    f"{self.name} is a pre-trained model without a chat form; it continues text.\n"
-                    "Use generate(text), or load the instruction-tuned model of the same size (its name ends in -it)."
-                )
-            own, messages = self._opening, list(prompt)
-            if messages[0].get("role") == "system":  # the caller's replaces the model's
-                own = [messages.pop(0)] + [turn for turn in own if turn["role"] != "system"]
-            return render_chat(self.tokenizer, own + messages)
-        if all(isinstance(i, int) for i in prompt):
-            return list(prompt)
-        raise RequestError("a prompt is a text, a list of token ids or a list of messages with role and content.")
-
-
-class _Ask:
-    """A call in progress: the engine's handle and the texts that its answers become."""
-
-    def __init__(self, llm: LLM, handle: "Handle", stops: tuple[str, ...]):
-        request = handle.request
-        self._handle, self._load_s = handle, llm.load_s
-        self._answers = [Answer(llm.tokenizer, len(request.prompt), request.params, stops) for _ in range(request.n)]
-
-    def chunks(self) -> Generator[Chunk, None, None]:
-        """Yield pieces of text as they come; stop the engine where a stop string ends the last answer."""
-        events = iter(self._handle)
-        try:
-            for event in events:
-                if (chunk := self._push(event)) is not None:
-                    yield chunk
-                if self._is_done():
-                    return
-        finally:
-            events.close()
-
-    async def achunks(self) -> AsyncGenerator[Chunk, None]:
-        """As `chunks`, for an event loop."""
-        events = aiter(self._handle)
-        try:
-            async for event in events:
-                if (chunk := self._push(event)) is not None:
-                    yield chunk
-                if self._is_done():
-                    return
-        finally:
-            await events.aclose()
-
-    def last(self) -> Any:
-        """Wait for the end and return the Completion, or the list of n."""
-        ended = {chunk.index: chunk.completion for chunk in self.chunks() if chunk.completion is not None}
-        return ended[0] if len(self._answers) == 1 else [ended[i] for i in range(len(self._answers))]
-
-    def _push(self, event) -> Chunk | None:
-        answer = self._answers[event.index]
-        if answer.is_done:
-            return None  # events that were on their way when a stop string ended it
-        timings = dataclasses.replace(self._handle.timings(event.index), load_s=self._load_s)
-        chunk = answer.push(event, timings)
-        if answer.is_done and event.finish_reason is None:
-            self._handle.cancel(event.index)
-        return chunk
-
-    def _is_done(self) -> bool:
-        return all(answer.is_done for answer in self._answers)
-
 
 def _finished(handle: "Handle") -> "Handle":
     for _ in handle:
@@ -318,6 +278,19 @@ _REQUEST_FIELDS = ("n", "key", "priority", "deadline_s", "adapter", "mask", "nam
 
 def _is_list_of_texts(prompt: str | Sequence) -> TypeGuard[Sequence[str]]:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], str)
+
+
+def _is_list_of_prompts(prompt: str | Sequence) -> TypeGuard[Sequence]:
+    """Whether a list is several prompts: of texts alone, or of lists."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
+        return False
+    return all(isinstance(one, str) for one in prompt) or all(isinstance(one, (list, tuple)) for one in prompt)
+
+
+def _one_prompt(prompt: str | Sequence) -> str | Sequence:
+    if _is_list_of_prompts(prompt):
+        raise RequestError("stream takes one prompt, got a list of them; call it for each.")
+    return prompt
 
 
 def _plan(quant: "str | QuantPlan | None", embed: str | None) -> "QuantPlan | None":
@@ -352,9 +325,9 @@ def _resolve_context(context: int | None, limit: int, name: str) -> int:
     return context
 
 
-def _opening(modelfile) -> list[Message]:
-    """The messages every conversation with a created model begins with."""
-    if modelfile is None:
-        return []
+def _opening(modelfile, is_chat: bool) -> list[Message] | None:
+    """The messages every conversation with a created model begins with; None for a model without a chat form."""
+    if modelfile is None or not is_chat:
+        return [] if is_chat else None
     turns = [("system", modelfile.system)] if modelfile.system else []
     return [{"role": role, "content": text} for role, text in (*turns, *modelfile.messages)]

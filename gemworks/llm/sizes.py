@@ -11,8 +11,6 @@ from gemworks.model.costs import weight_bytes
 # Reserved when the model is loaded: 43 MiB for 1B, 276 for 4B, 1,056 for 27B. `context=` goes to the model's limit.
 DEFAULT_CONTEXT = 8192
 
-KV_TYPES = ("bfloat16", "int8", "float32")
-
 # Rings cost most by far: 11.5 MB a sequence for 1B, 121 for 4B. Those of all sequences take this at most, or a
 # sixteenth of the weights.
 _RINGS_BYTES = 32_000_000

@@ -64,6 +64,13 @@ def vision_config_from_json(data: dict[str, Any], where: str) -> VisionConfig | 
         raise CheckpointError(f"{where}: {error}") from error
 
 
+def json_from_vision_config(config: VisionConfig) -> dict[str, Any]:
+    """Return the fields of a nested config.json that vision_config_from_json reads."""
+    fields = {key: getattr(config, ours) for key, (ours, _) in _COUNTS.items()}
+    more = {"layer_norm_eps": config.norm_eps, "attention_dropout": 0.0, "vision_use_head": False}
+    return {"vision_config": {**_REQUIRED, **fields, **more}, "mm_tokens_per_image": config.tokens_per_image}
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,14 +1,15 @@
 """From any checkpoint that can be read to a Hugging Face directory or a .gguf file, one tensor at a time.
 
-    safetensors -> safetensors   another dtype, another layout (text half of a multimodal checkpoint), other shards
+    safetensors -> safetensors   another dtype, another layout, other shards
     GGUF -> safetensors          block-quantized tensors are written as floats; the tokenizer is written from the file's
     any -> GGUF                  see gguf_write.py
 
-The output appears under its name when it is whole. Not copied: the vision half, and files that are not about text.
+The output appears under its name when it is whole. A directory keeps the vision half as it is stored; a GGUF file holds
+the text half alone, and a warning says so.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from gemworks.weights.quantized import QuantSource
 from gemworks.weights.safetensors import NUMPY_DTYPES
 from gemworks.weights.safetensors_write import SHARD_BYTES, Progress
 from gemworks.weights.save import Source, save_hf
+from gemworks.weights.vision_copy import PROCESSOR_FILES, copied_vision, say_what_is_lost
+from gemworks.weights.vision_source import vision_config_of
 
 # Accepted spellings of the output's dtype -> how the format's header writes it.
 SAFETENSORS_TYPES = {
@@ -91,6 +94,7 @@ def convert(
     check_target(out_path, force=force, kind="file" if to_gguf else "directory")
     with open_checkpoint(in_path) as checkpoint:
         if to_gguf:
+            say_what_is_lost(in_path, out_path)
             write_gguf(
                 checkpoint,
                 vocabulary_of(checkpoint),
@@ -132,8 +136,10 @@ def write_directory(
     progress: Progress | None = None,
 ) -> None:
     """Write `sources` as save_hf does, with the generation defaults and the tokenizer of `checkpoint`."""
-    files = [] if checkpoint.format == "gguf" else _tokenizer_files(_directory_of(checkpoint))
+    files = [] if checkpoint.format == "gguf" else _there(_directory_of(checkpoint), TOKENIZER_FILES)
     vocabulary = checkpoint.vocabulary()
+    if vision_config_of(checkpoint.path) is not None:
+        files += _there(_directory_of(checkpoint), PROCESSOR_FILES)
 
     def beside(directory: Path) -> None:
         for file in files:
@@ -144,17 +150,19 @@ def write_directory(
             tokenizer = Tokenizer.from_vocabulary(*vocabulary, where=str(checkpoint.path))
             tokenizer.save(directory, chat_template=checkpoint.chat_template)
 
-    save_hf(
-        out,
-        checkpoint.config,
-        sources,
-        generation=checkpoint.generation,
-        beside=beside,
-        beside_bytes=_WRITTEN_TOKENIZER_BYTES if vocabulary else sum(file.stat().st_size for file in files),
-        shard_bytes=shard_bytes,
-        force=force,
-        progress=progress,
-    )
+    with copied_vision(checkpoint.path) as vision:
+        save_hf(
+            out,
+            checkpoint.config,
+            sources,
+            generation=checkpoint.generation,
+            beside=beside,
+            beside_bytes=_WRITTEN_TOKENIZER_BYTES if vocabulary else sum(file.stat().st_size for file in files),
+            shard_bytes=shard_bytes,
+            force=force,
+            progress=progress,
+            vision=vision,
+        )
 
 
 def source_of(checkpoint: Checkpoint, name: str, wanted: str | None) -> Source:
@@ -212,8 +220,8 @@ def _directory_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
 
 
-def _tokenizer_files(directory: Path) -> list[Path]:
-    return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+def _there(directory: Path, names: Sequence[str]) -> list[Path]:
+    return [directory / name for name in names if (directory / name).is_file()]
 
 
 def _copy(source: Path, target: Path) -> None:

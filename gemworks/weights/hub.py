@@ -4,6 +4,7 @@
     gemma3:1b-pt                 google/gemma-3-1b-pt
     gemma3:4b-it-qat             google/gemma-3-4b-it-qat-q4_0-gguf
     gemma-3-1b-it                google/gemma-3-1b-it
+    shieldgemma2                 google/shieldgemma-2-4b-it
     org/repo, hf.co/org/repo:Q8_0    any repository; after the colon which of its GGUF files
     tiny                         the demonstration model inside the package
     ./dir, model.gguf            a path
@@ -34,7 +35,10 @@ _READABLE = ("Q4_0", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q4_K_S", "Q5_K_S", "BF
 _NOT_YET = {
     "gemma3n": "this release runs Gemma 3 text models; Gemma 3n comes later.",
     "gemma-3n": "this release runs Gemma 3 text models; Gemma 3n comes later.",
-    "shieldgemma": "this release runs Gemma 3 text models; ShieldGemma 2 comes with images.",
+    **dict.fromkeys(
+        ("shieldgemma-2b", "shieldgemma-9b", "shieldgemma-27b"),
+        "this is a Gemma 2 model that judges texts; this release judges images, with shieldgemma-2-4b-it.",
+    ),
 }
 
 _REPOSITORY = re.compile(r"(?:https?://)?(?:hf\.co/|huggingface\.co/)?([\w.-]+/[\w.-]+?)(?::([\w.-]+))?/?")
@@ -73,6 +77,7 @@ def _google_names() -> dict[str, str]:
             f"gemma3:{size}-it-qat-unquantized": f"{chat}-qat-q4_0-unquantized",
         }
     del names["gemma3:270m-pt-qat"]
+    names |= dict.fromkeys(("shieldgemma2:4b", "shieldgemma2", "shieldgemma2:latest"), "google/shieldgemma-2-4b-it")
     names |= {"gemma3": names[f"gemma3:{_DEFAULT_SIZE}"], "gemma3:latest": names[f"gemma3:{_DEFAULT_SIZE}"]}
     return names | {repository.removeprefix("google/"): repository for repository in names.values()}
 

@@ -7,7 +7,7 @@ several ways (spec 3.1), and GGUF has names of its own:
     B       model.language_model.layers.0...     multimodal, saved by transformers 4.52 and later
     C       model.layers.0...                    text only (270M, 1B), and what we write
     bare    layers.0...                          a text decoder saved without its head's class
-    shield  A or B behind one more `model.`      ShieldGemma 2
+    shield  A or B behind one more `model.`      ShieldGemma 2; transformers 5 saves it as A behind two
 
 For the text model vision and projector tensors are known and skipped (IGNORED); anything else is unknown (None). The
 vision half has a table and functions of its own below, read only when an image comes (vision.py). Patterns are
@@ -80,9 +80,10 @@ _BODY_PREFIX: Final[dict[Layout, str]] = {
 }
 _HEAD_PREFIX: Final[dict[Layout, str]] = {"A": "language_model.", "B": "", "C": ""}
 
-# Every prefix accepted when reading: the three layouts, a bare decoder, and ShieldGemma's A and B.
-_READ_BODY = ("", *_BODY_PREFIX.values(), *("model." + _BODY_PREFIX[layout] for layout in ("A", "B")))
-_READ_HEAD = ("", "language_model.", "model.language_model.", "model.")
+# Every prefix accepted when reading: the three layouts, a bare decoder, and ShieldGemma's.
+_SHIELD_BODY = ("model." + _BODY_PREFIX["A"], "model." + _BODY_PREFIX["B"], "model.model." + _BODY_PREFIX["A"])
+_READ_BODY = ("", *_BODY_PREFIX.values(), *_SHIELD_BODY)
+_READ_HEAD = ("", "language_model.", "model.language_model.", "model.", "model.model.language_model.")
 
 _HF_IGNORED = re.compile(r"(?:model\.){0,2}(?:vision_tower|multi_modal_projector)\..+")
 _GGUF_IGNORED = re.compile(r"(?:mm|v)\..+")

@@ -3,7 +3,8 @@
     OUT ends in .gguf    Q4_0, Q8_0 and BF16 tensors, which are what GGUF has of our formats
     else                 a directory as quantized.py draws it
 
-A matrix that has its format already keeps its codes. Here is the writing; rounding is gemworks.quant's.
+A matrix that has its format already keeps its codes; a directory keeps the vision half as it is stored. Here is the
+writing; rounding is gemworks.quant's.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from gemworks.weights.prepare import resolve_dtype
 from gemworks.weights.quantized import QuantSource
 from gemworks.weights.safetensors_write import SHARD_BYTES, Progress
 from gemworks.weights.save import Source
+from gemworks.weights.vision_copy import say_what_is_lost
 
 # Called with our name and the format; returns the quantized matrix.
 Produce = Callable[[str, Format], QuantWeight]
@@ -54,6 +56,7 @@ def write_quantized(
         for name, format in formats.items()
     }
     if out.suffix == ".gguf":
+        say_what_is_lost(checkpoint.path, out)
         vocabulary = vocabulary_of(checkpoint)
         write_gguf(checkpoint, vocabulary, out, "bf16", quantized=quantized, force=force, progress=progress)
         return

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from gemworks.weights.generation_json import json_from_generation_defaults
 from gemworks.weights.names import expected_shapes, hf_from_ours
 from gemworks.weights.quantized import QuantSource, json_from_formats, pair_sources
 from gemworks.weights.safetensors_write import SHARD_BYTES, Progress, TensorSource, total_bytes, write_shards
+
+if TYPE_CHECKING:
+    from gemworks.weights.vision_copy import VisionCopy
 
 # The names of our dtypes in config.json.
 CONFIG_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -45,9 +48,11 @@ def save_hf(
     shard_bytes: int = SHARD_BYTES,
     force: bool = False,
     progress: Progress | None = None,
+    vision: "VisionCopy | None" = None,
 ) -> None:
     """Write `sources` (our name -> source, exactly the tensors of `config`) as the directory `out`, in layout C.
 
+    With a `vision` half both are written, in layout A.
     Tensors are produced, written and dropped one by one. `beside` may write more files, of about `beside_bytes`, into
     the directory it is given. Raises ConfigError if `out` exists and `force` is off, StorageError if the disk is full
     or refuses; then `out` is as it was.
@@ -56,7 +61,7 @@ def save_hf(
     assert sources.keys() == shapes.keys(), f"not the tensors of the config: {sorted(sources.keys() ^ shapes.keys())}"
     tensors, formats = [], {}
     for name, shape in shapes.items():
-        source, published = sources[name], hf_from_ours(name)
+        source, published = sources[name], hf_from_ours(name, "A" if vision else "C")
         if isinstance(source, QuantSource):
             tensors += pair_sources(published, shape, source)
             formats[published] = source.format
@@ -68,6 +73,9 @@ def save_hf(
     data = json_from_text_config(config, dtype=CONFIG_DTYPES[dtype]) | json_from_formats(formats)
     written = json_from_generation_defaults(generation)
     data |= {key: written[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if vision is not None:
+        data = vision.nested(data)
+        tensors += vision.tensors
     needed = total_bytes(tensors) + _BYTES_PER_TENSOR * len(tensors) + _CONFIG_BYTES + beside_bytes
     with replacing(out, needed=needed, force=force, kind="directory") as partial:
         write_json(partial / "config.json", data)

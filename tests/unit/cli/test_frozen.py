@@ -10,7 +10,8 @@ COMMANDS = {
         "flags": {
             "--system", "--image", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop",
             "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--raw", "--context", "--dtype",
-            "--quant", "--embed", "--kv", "--adapter", "--verbose", "--json",
+            "--quant", "--embed", "--kv", "--adapter", "--verbose", "--json", "--pan-and-scan", "--video",
+            "--max-frames", "--sampling",
         },
     },
     "pull": {"arguments": ["model"], "flags": {"--endpoint", "--json"}},
@@ -26,11 +27,50 @@ COMMANDS = {
             "--json",
         },
     },
+    "train": {
+        "arguments": ["recipe", "settings..."],
+        "flags": {"--out", "--tokenizer", "--dry-run", "--accept-changes"},
+    },
     "plan": {
         "arguments": ["model"],
-        "flags": {"--context", "--format", "--embed", "--sequences", "--cache", "--kv", "--json"},
+        "flags": {
+            "--context", "--format", "--embed", "--sequences", "--cache", "--kv", "--images", "--pan-and-scan",
+            "--json",
+        },
     },
     "doctor": {"arguments": [], "flags": {"--json"}},
+    "guard image": {"arguments": ["files..."], "flags": {"--policy", "--threshold", "--model", "--quant", "--json"}},
+    "data filter": {
+        "arguments": ["sources..."],
+        "flags": {
+            "--out", "-o", "--rules", "--languages", "--language-field", "--personal", "--evaluation", "--unsafe-terms",
+            "--duplicates", "--no-duplicates", "--reweigh", "--reference", "--compress", "--processes",
+            "--stop-on-broken", "--json",
+        },
+    },
+    "data pack": {
+        "arguments": ["sources..."],
+        "flags": {
+            "--out", "-o", "--tokenizer", "--length", "--by", "--seed", "--reweigh", "--processes", "--stop-on-broken",
+            "--json",
+        },
+    },
+    "data mix": {
+        "arguments": ["stores..."],
+        "flags": {
+            "--out", "-o", "--weight", "--unimax", "--max-epochs", "--budget", "--length", "--batch", "--seed",
+            "--json",
+        },
+    },
+    "data report": {"arguments": ["folder"], "flags": {"--open", "--json"}},
+    "data inspect": {
+        "arguments": ["data"],
+        "flags": {"--step", "--batch", "--seed", "--length", "--tokenizer", "--check", "--json"},
+    },
+    "data vocabulary": {
+        "arguments": ["sources..."],
+        "flags": {"--out", "-o", "--size", "--characters", "--stop-on-broken", "--json"},
+    },
     "bench cpu": {
         "arguments": [],
         "flags": {
@@ -45,6 +85,10 @@ COMMANDS = {
             "--keys", "--sequences", "--repeats", "--format", "--kv", "--seed", "--rivals", "--threads", "--dir",
             "--plot", "--json",
         },
+    },
+    "bench vision": {
+        "arguments": [],
+        "flags": {"--systems", "--shape", "--repeats", "--threads", "--dir", "--json"},
     },
     "bench make-random": {
         "arguments": ["size"],

@@ -7,6 +7,7 @@ import pytest
 
 from gemworks.weights import hub, store
 from gemworks.weights.modelfile import Modelfile
+from tests.text_model import save_text_model
 
 # The checkpoint fixture: embedding, and seven layers of q, k and v, o, gate and up and down, norms; the final norm.
 PARAMETERS = 160 * 48 + 7 * (64 * 48 + 2 * 32 * 48 + 48 * 64 + 3 * 64 * 48 + 4 * 48 + 2 * 16) + 48
@@ -213,7 +214,7 @@ def test_convert_chooses_the_embeddings_type(run_command, tmp_path, flags, embed
     from gemworks.weights.checkpoint import open_checkpoint
 
     out = tmp_path / "tiny.gguf"
-    code, _, err = run_command("convert", "tiny", out, "--outtype", "q4_0", *flags)
+    code, _, err = run_command("convert", save_text_model(tmp_path / "text"), out, "--outtype", "q4_0", *flags)
     assert (code, err) == (0, "")
     with open_checkpoint(out) as checkpoint:
         assert checkpoint.entries["embed.weight"].dtype == embedding

@@ -10,6 +10,7 @@ from gemworks.quant.rtn import quantize
 from gemworks.weights import hub
 from gemworks.weights.checkpoint import open_checkpoint
 from recipes.tiny_standin import stories
+from tests.text_model import save_text_model
 
 
 def stories_of(seed: str, number: int) -> str:
@@ -67,7 +68,8 @@ def test_a_directory_and_its_perplexity(run_command, tmp_path, text):
 
 def test_calibration_gives_other_codes_and_three_figures(run_command, tmp_path, text, calibration):
     arguments = ("--method", "gptq", "--calibration", str(calibration), "--text", str(text), "--json")
-    code, out, err = run_command("quantize", "tiny", "-o", str(tmp_path / "m.gguf"), *arguments)
+    source = str(save_text_model(tmp_path / "source"))
+    code, out, err = run_command("quantize", source, "-o", str(tmp_path / "m.gguf"), *arguments)
     assert (code, err) == (0, "")
     facts = json.loads(out)
     assert (facts["path"], facts["method"]) == (str(tmp_path / "m.gguf"), "gptq")

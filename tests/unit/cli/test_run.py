@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gemworks import Completion
 from gemworks.cli import answer, run
 from gemworks.engine.types import Timings
 from gemworks.errors import RequestError
@@ -105,12 +106,19 @@ def test_json_is_one_object(run_command, model):
         "text": "user:hi",
         "token_ids": [7, 8],
         "prompt_tokens": 5,
+        "image_tokens": 0,
         "completion_tokens": 9,
         "finish_reason": "stop",
         "stop_string": None,
         "timings": {
             **{"load_s": 1.5, "compile_s": 0.0, "queue_s": 0.0, "prefill_s": 0.5, "decode_s": 2.0, "prefill_tokens": 5},
-            **{"decode_tokens": 8, "cached_tokens": 0, "prefill_per_second": 10.0, "decode_per_second": 4.0},
+            **{
+                "decode_tokens": 8,
+                "cached_tokens": 0,
+                "encode_s": 0.0,
+                "prefill_per_second": 10.0,
+                "decode_per_second": 4.0,
+            },
         },
     }
 
@@ -126,7 +134,8 @@ def test_verbose_tells_times_and_rates_on_stderr(run_command, model):
 
 
 def test_cached_tokens_and_compiling_are_told_apart():
-    rows = answer.timing_lines(Timings(prefill_s=1.0, prefill_tokens=10, cached_tokens=1200, compile_s=2.5))
+    timings = Timings(prefill_s=1.0, prefill_tokens=10, cached_tokens=1200, compile_s=2.5)
+    rows = answer.timing_lines(Completion(text="", timings=timings))
     assert "compile      2.50 s   once for these shapes" in rows
     assert rows[2].endswith("10.0 tokens/s (1,200 more were cached)")
 
@@ -153,7 +162,7 @@ def test_a_created_models_context_is_what_is_loaded(run_command, model, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--image", "cat.png"], "--image: this release reads no images;"),
+        (["--max-frames", "3"], "--max-frames and --sampling say which frames of a video are read: give them"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0."),
         (["--max-tokens", "0"], "max_tokens must be at least 1, got 0."),
         (["--stop", ""], "--stop must be a text of at least one character."),
@@ -195,7 +204,5 @@ def test_a_missing_model_costs_nothing_but_a_message(run_command, stdin):
     ],
 )
 def test_why_an_answer_ended_early(reason, completion_tokens, note):
-    from gemworks import Completion
-
     done = Completion(text="", prompt_tokens=5, completion_tokens=completion_tokens, finish_reason=reason)
     assert answer.ending_note(done, 64) == note

@@ -134,9 +134,10 @@ def test_a_created_model_leads_to_its_base():
         ("./nothing", 'there is no file or directory "./nothing".'),
         ("nothing.gguf", 'there is no file or directory "nothing.gguf".'),
         ("gemma3n:e2b", "gemma3n:e2b: this release runs Gemma 3 text models; Gemma 3n comes later."),
+        ("google/shieldgemma-27b", "google/shieldgemma-27b: this is a Gemma 2 model that judges texts; this release"),
         (
-            "google/shieldgemma-2-4b-it",
-            "google/shieldgemma-2-4b-it: this release runs Gemma 3 text models; ShieldGemma 2",
+            "shieldgemma-2-4b-it",
+            "shieldgemma-2-4b-it is not on this machine.\nFetch it with: gemworks pull shieldgemma-2-4b-it",
         ),
     ],
 )

@@ -38,6 +38,10 @@ def test_shieldgemma_puts_one_more_model_in_front(layout):
     assert [ours_from_hf("model." + hf_from_ours(name, layout)) for name in ALL] == ALL
 
 
+def test_shieldgemma_as_transformers_5_saves_it_has_two():
+    assert [ours_from_hf("model.model." + hf_from_ours(name, "A")) for name in ALL] == ALL
+
+
 def test_a_decoder_saved_without_its_head_has_no_prefix():
     assert ours_from_hf("layers.3.mlp.up_proj.weight") == "layers.3.ffw.up.weight"
     assert ours_from_hf("embed_tokens.weight") == "embed.weight"

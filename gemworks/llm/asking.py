@@ -1,0 +1,68 @@
+"""A call in progress: events of the engine become pieces of text and finished answers."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemworks.llm.answers import Answer, Chunk
+from gemworks.llm.prompts import Prompt
+from gemworks.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gemworks.engine.handle import Handle
+
+
+class Ask:
+    """The engine's handle and the texts that its answers become."""
+
+    def __init__(self, handle: "Handle", prompt: Prompt, stops: Sequence[str], *, tokenizer: Tokenizer, load_s: float):
+        request = handle.request
+        self._handle, self._load_s = handle, load_s
+        self._prompt = prompt
+        self._answers = [Answer(tokenizer, len(request.prompt), request.params, stops) for _ in range(request.n)]
+
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Yield pieces of text as they come; stop the engine where a stop string ends the last answer."""
+        events = iter(self._handle)
+        try:
+            for event in events:
+                if (chunk := self._push(event)) is not None:
+                    yield chunk
+                if self._is_done():
+                    return
+        finally:
+            events.close()
+
+    async def achunks(self) -> AsyncGenerator[Chunk, None]:
+        """As `chunks`, for an event loop."""
+        events = aiter(self._handle)
+        try:
+            async for event in events:
+                if (chunk := self._push(event)) is not None:
+                    yield chunk
+                if self._is_done():
+                    return
+        finally:
+            await events.aclose()
+
+    def last(self) -> Any:
+        """Wait for the end and return the Completion, or the list of n."""
+        ended = {chunk.index: chunk.completion for chunk in self.chunks() if chunk.completion is not None}
+        return ended[0] if len(self._answers) == 1 else [ended[i] for i in range(len(self._answers))]
+
+    def _push(self, event) -> Chunk | None:
+        answer = self._answers[event.index]
+        if answer.is_done:
+            return None  # events that were on their way when a stop string ended it
+        timings = dataclasses.replace(self._handle.timings(event.index), load_s=self._load_s)
+        encode_s = min(self._prompt.cost.seconds, timings.prefill_s)
+        chunk = answer.push(event, dataclasses.replace(timings, prefill_s=timings.prefill_s - encode_s))
+        if answer.is_done and event.finish_reason is None:
+            self._handle.cancel(event.index)
+        if chunk.completion is None or not self._prompt.spans:
+            return chunk
+        told = {"image_tokens": self._prompt.image_tokens, "encode_s": encode_s}
+        return dataclasses.replace(chunk, completion=dataclasses.replace(chunk.completion, **told))
+
+    def _is_done(self) -> bool:
+        return all(answer.is_done for answer in self._answers)
