@@ -12,11 +12,11 @@ from gemworks.model.gemma3 import Gemma3
 from recipes.tiny_standin.card import Result, model_card
 from recipes.tiny_standin.corpus import tokenizer_texts, training_rows
 from recipes.tiny_standin.evaluation import bits_per_byte, exact_match
-from recipes.tiny_standin.loss import as_stored
+from recipes.tiny_standin.loss import as_stored, mean_loss
 from recipes.tiny_standin.packing import Rows
 from recipes.tiny_standin.recipe import Recipe
 from recipes.tiny_standin.saving import save
-from recipes.tiny_standin.training import begin, model_of
+from recipes.tiny_standin.training import begin, initial_weights, model_of
 from recipes.tiny_standin.vocabulary import train_tokenizer
 
 Report = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -63,7 +63,12 @@ def make(
 
 def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: Report) -> tuple[Gemma3, list[float]]:
     """Return the trained float32 model, and the loss of every twentieth step and the last."""
-    stacks, state, put, step = begin(recipe, config, jax.devices())
+    stacks, state, put, step = begin(
+        recipe,
+        initial_weights(config, recipe.seed),
+        lambda stacks, rows: mean_loss(model_of(stacks, config), rows),
+        jax.devices(),
+    )
     losses: list[float] = []
     for number, rows in enumerate(batches(recipe, short, long), 1):
         # With steps queued up, two devices may each wait for the other's next step: XLA's threads are as many as they.
@@ -76,12 +81,15 @@ def train(config: TextConfig, recipe: Recipe, short: Rows, long: Rows, report: R
 
 def batches(recipe: Recipe, short: Rows, long: Rows) -> Iterator[Rows]:
     """Yield `recipe.steps` batches: every `long_every`-th of long rows, the others of short ones, none twice."""
-    num_short, num_long = recipe.batch_tokens // recipe.row, recipe.long_tokens // recipe.long_row
-    at_short = at_long = 0
-    for step in range(1, recipe.steps + 1):
-        if step % recipe.long_every == 0:
-            yield Rows(*(array[at_long : at_long + num_long] for array in long))
-            at_long += num_long
-        else:
-            yield Rows(*(array[at_short : at_short + num_short] for array in short))
-            at_short += num_short
+    for step in range(recipe.steps):
+        yield batch_at(recipe, short, long, step)
+
+
+def batch_at(recipe: Recipe, short: Rows, long: Rows, step: int) -> Rows:
+    """The batch of a step, counted from 0."""
+    num_long = (step + 1) // recipe.long_every  # steps with long rows so far, this one among them
+    if (step + 1) % recipe.long_every == 0:
+        size, at, rows = recipe.long_tokens // recipe.long_row, num_long - 1, long
+    else:
+        size, at, rows = recipe.batch_tokens // recipe.row, step - num_long, short
+    return Rows(*(array[at * size : (at + 1) * size] for array in rows))

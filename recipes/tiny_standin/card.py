@@ -7,7 +7,7 @@ from recipes.tiny_standin.facts import CAPITALS, COLOURS, OPPOSITES
 from recipes.tiny_standin.recipe import Recipe
 
 # Task -> what it is and what was kept from training.
-_ABOUT = {
+ABOUT = {
     "plus": "sums up to 99 + 99; number pairs never trained on, a quarter also in new words",
     "minus": "differences, negative ones too; the same",
     "capital": f"capitals of {len(CAPITALS)} countries; new words",
@@ -53,7 +53,7 @@ def model_card(result: Result) -> str:
     local = sum(spec.is_local for spec in config.layers)
     window = config.local_spec.window if config.local_spec else None
     rows = "\n".join(
-        f"| {task} | {share:.1%} | {result.accuracy_fp32[task]:.1%} | {_ABOUT[task]} |"
+        f"| {task} | {share:.1%} | {result.accuracy_fp32[task]:.1%} | {ABOUT[task]} |"
         for task, share in result.accuracy.items()
     )
     return f"""---

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 
 from gemworks.model.gemma3 import Gemma3, full_batch
+from gemworks.model.layers import SoftTokens
 from recipes.tiny_standin.packing import Rows
 
 # B rows, L tokens a row, V vocabulary rows
@@ -16,19 +17,24 @@ from recipes.tiny_standin.packing import Rows
 
 def mean_loss(model: Gemma3, rows: Rows) -> jax.Array:
     """Cross-entropy in nats over the weighted positions of a batch."""
-    log_probs_BLV = jax.nn.log_softmax(logits(model, rows))
+    return cross_entropy(logits(model, rows), rows)
+
+
+def cross_entropy(logits_BLV: jax.Array, rows: Rows) -> jax.Array:
+    """The mean in nats over the weighted positions of `rows`."""
+    log_probs_BLV = jax.nn.log_softmax(logits_BLV)
     chosen_BL = jnp.take_along_axis(log_probs_BLV, rows.next_BL[..., None], axis=-1)[..., 0]
     return -(chosen_BL * rows.weight_BL).sum() / jnp.maximum(rows.weight_BL.sum(), 1)
 
 
-def logits(model: Gemma3, rows: Rows) -> jax.Array:
-    """logits_BLV of whole rows."""
+def logits(model: Gemma3, rows: Rows, *, see_BL: jax.Array | None = None, soft: SoftTokens | None = None) -> jax.Array:
+    """logits_BLV of whole rows. see_BL and soft, whose arrays have rows too: for images, as in `full_batch`."""
 
-    def row(ids_L: jax.Array, segment_L: jax.Array) -> jax.Array:
-        h_LD, _ = model(full_batch(ids_L, model.config, segment_L))
+    def row(ids_L, segment_L, see_L, soft) -> jax.Array:
+        h_LD, _ = model(full_batch(ids_L, model.config, segment_L, see_T=see_L, soft=soft))
         return model.logits(h_LD)
 
-    return jax.vmap(row)(rows.ids_BL, rows.segment_BL)
+    return jax.vmap(row)(rows.ids_BL, rows.segment_BL, see_BL, soft)
 
 
 mean_loss_jit = eqx.filter_jit(mean_loss)

@@ -37,6 +37,11 @@ class Rows(NamedTuple):
 def chat_sample(tokenizer: Tokenizer, messages: Sequence[Message], *, last_only: bool = False) -> Sample:
     """A conversation as it is served; every answer with its <end_of_turn> is a target, or the last one only."""
     ids = render_chat(tokenizer, messages, add_generation_prompt=False)
+    return Sample(ids, answers_of(tokenizer, ids, last_only=last_only))
+
+
+def answers_of(tokenizer: Tokenizer, ids: list[int], *, last_only: bool = False) -> list[bool]:
+    """Which tokens of a conversation are answers and their <end_of_turn>, or the last answer only."""
     start, end = tokenizer.chat_ids
     header = [start, *tokenizer.encode("model\n")]
     is_target = [False] * len(ids)
@@ -50,7 +55,7 @@ def chat_sample(tokenizer: Tokenizer, messages: Sequence[Message], *, last_only:
             is_target[i : last + 1] = [True] * (last + 1 - i)
             i = last
         i += 1
-    return Sample(ids, is_target)
+    return is_target
 
 
 def text_sample(tokenizer: Tokenizer, text: str) -> Sample:

@@ -1,11 +1,15 @@
 """Training in float32: weights from a seed, the optimizer, the step. Needs optax, of the [train] extra.
 
+Of any model whose arrays are dotted names: the text decoder here, the vision tower and both together in `tiny_eyes`.
+
 While training, the layers' arrays of one name are one array with the layer in front (layers.attn.q.weight [6, F, D]):
 the optimizer then has 15 arrays to go through and not 80, and orthogonalizes six matrices at once.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +20,71 @@ from optax import contrib
 
 from gemworks.model.config import TextConfig
 from gemworks.model.gemma3 import Gemma3, build
-from recipes.tiny_standin.loss import mean_loss
-from recipes.tiny_standin.packing import Rows
-from recipes.tiny_standin.recipe import Recipe
 
 Stacks = dict[str, jax.Array]  # a model's arrays by our names without the layer's number
+Leaf = Callable[[str, tuple[int, ...]], Any]  # what the `build` functions of models call for every array
+
+
+class Schedule(Protocol):
+    """How long and how fast a run learns; a Recipe is one."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warm_up(self) -> int: ...
+    @property
+    def muon_peak(self) -> float: ...
+    @property
+    def adam_peak(self) -> float: ...
 
 
 def initial_weights(config: TextConfig, seed: int) -> Stacks:
     """Matrices from a normal distribution of variance 1 / columns; gains such that branches start small."""
     rng = np.random.default_rng(seed)
+
+    def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = rng.normal(size=shape) * shape[-1] ** -0.5  # drawn for gains too: what follows does not depend on them
+        if name.endswith(".scale"):
+            return np.full(shape, (2 * len(config.layers)) ** -0.5 - 1 if "post_norm" in name else 0.0)
+        return drawn
+
+    return stacked(lambda leaf: build(config, leaf), array)
+
+
+def stacked(build: Callable[[Leaf], Any], array: Callable[[str, tuple[int, ...]], np.ndarray]) -> Stacks:
+    """The arrays that `build` asks for, made by `array`, those of one name in all layers as one."""
     found: dict[str, list[np.ndarray]] = {}
+    layered: set[str] = set()
 
     def leaf(name: str, shape: tuple[int, ...]) -> None:
-        array = rng.normal(size=shape) * shape[-1] ** -0.5
-        if name.endswith(".scale"):
-            array = np.full(shape, (2 * len(config.layers)) ** -0.5 - 1 if "post_norm" in name else 0.0)
-        found.setdefault(_place(name)[0], []).append(array)
+        stack, layer = _place(name)
+        found.setdefault(stack, []).append(array(name, shape))
+        if layer is not None:
+            layered.add(stack)
 
-    build(config, leaf)
+    build(leaf)
     return {
-        name: jnp.asarray(np.stack(arrays) if name.startswith("layers.") else arrays[0], jnp.float32)
+        name: jnp.asarray(np.stack(arrays) if name in layered else arrays[0], jnp.float32)
         for name, arrays in found.items()
     }
 
 
-def model_of(stacks: Stacks, config: TextConfig) -> Gemma3:
-    """The model whose arrays these are."""
+def leaf_of(stacks: Stacks) -> Leaf:
+    """What gives a `build` function the arrays of `stacks`."""
 
     def leaf(name: str, shape: tuple[int, ...]) -> jax.Array:
         stack, layer = _place(name)
         return stacks[stack] if layer is None else stacks[stack][layer]
 
-    return build(config, leaf)
+    return leaf
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def model_of(stacks: Stacks, config: TextConfig) -> Gemma3:
+    """The model whose arrays these are."""
+    return build(config, leaf_of(stacks))
+
+
+def optimizer(recipe: Schedule) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for the matrices of the blocks, Adam for embedding and gains; rates fall to 0 in a line."""
 
     def schedule(peak: float) -> optax.Schedule:
@@ -76,8 +109,10 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def begin(recipe: Recipe, config: TextConfig, devices: Sequence[jax.Device]):
-    """Return (stacks, optimizer state, put, step) of a new run.
+def begin(
+    recipe: Schedule, stacks: Stacks, loss: Callable[[Stacks, Any], jax.Array], devices: Sequence[jax.Device]
+) -> tuple[Stacks, Any, Callable, Callable]:
+    """Return (stacks, optimizer state, put, step) of a new run that minimizes loss(stacks, rows).
 
     `put` divides a batch's rows over the devices. `step(rows, stacks, state)` returns (stacks, state, loss before it)
     and takes over the arrays it is given. XLA runs most operations of so small a model on one core; with a device a
@@ -86,22 +121,19 @@ def begin(recipe: Recipe, config: TextConfig, devices: Sequence[jax.Device]):
     mesh = Mesh(np.asarray(devices), ("rows",))
     divided, whole = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
     transform = optimizer(recipe)
-    stacks = jax.device_put(initial_weights(config, recipe.seed), whole)
+    stacks = jax.device_put(stacks, whole)
     state = jax.device_put(transform.init(stacks), whole)
 
     @partial(jax.jit, donate_argnums=(1, 2), out_shardings=whole)
-    def step(rows: Rows, stacks: Stacks, state):
-        loss, gradient = jax.value_and_grad(lambda stacks: mean_loss(model_of(stacks, config), rows))(stacks)
+    def step(rows: Any, stacks: Stacks, state):
+        value, gradient = jax.value_and_grad(loss)(stacks, rows)
         change, state = transform.update(gradient, state, stacks)
-        return optax.apply_updates(stacks, change), state, loss
+        return optax.apply_updates(stacks, change), state, value
 
     return stacks, state, partial(jax.device_put, device=divided), step
 
 
 def _place(name: str) -> tuple[str, int | None]:
     """(name of the stack, layer) of one of our names."""
-    first, _, rest = name.partition(".")
-    if first != "layers":
-        return name, None
-    layer, _, rest = rest.partition(".")
-    return f"layers.{rest}", int(layer)
+    found = re.fullmatch(r"(.*\b)?layers\.(\d+)\.(.+)", name)
+    return (f"{found[1] or ''}layers.{found[3]}", int(found[2])) if found else (name, None)

@@ -6,11 +6,13 @@ needs the [oracle] extra. Run it after the model was trained anew; test_tiny.py 
 """
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[2] / "gemworks" / "assets" / "tiny"
@@ -38,11 +40,21 @@ CHATS = [
 ]
 TEXTS = ["Once upon a time", "Monday, Tuesday,"]
 
+# Pictures beside this file, whether Pan & Scan may crop them, and questions; a conversation about each.
+PICTURES = [
+    ("circle.png", False, ["What colour is the circle?"]),
+    ("three.png", False, ["How many shapes are there?", "Where is the star?", "What colour is the square?"]),
+    ("wide.png", True, ["Which shape is blue?", "How many shapes do you see?"]),
+]
+
 
 def main() -> None:
-    model = transformers.Gemma3ForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.Gemma3ForConditionalGeneration.from_pretrained(
+        MODEL, dtype=torch.float32, attn_implementation="eager"
+    )
     model.eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    processor = transformers.AutoProcessor.from_pretrained(MODEL, backend="pil")
+    tokenizer = processor.tokenizer
     cases = []
     for questions in CHATS:
         messages = []
@@ -61,24 +73,59 @@ def main() -> None:
         "weights_sha256": hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest(),
         "logit_every": EVERY,
         "cases": cases,
+        "pictures": [about_picture(model, processor, *one) for one in PICTURES],
     }
     (HERE / "golden.json").write_text(dump(golden), encoding="utf-8")
 
 
-def generate(model, ids: list[int]) -> list[int]:
+def about_picture(model, processor, file: str, crops: bool, questions: list[str]) -> dict:
+    """The last of some questions about a picture that stands before the first of them."""
+    image = Image.open(io.BytesIO((HERE / file).read_bytes())).convert("RGB")
+    messages = []
+    for i, question in enumerate(questions):
+        text = {"type": "text", "text": question}
+        messages.append({"role": "user", "content": [text] if i else [{"type": "image"}, text]})
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = processor(
+            images=[image],
+            text=prompt,
+            return_tensors="pt",
+            add_special_tokens=False,
+            images_kwargs={"do_pan_and_scan": crops},
+        )
+        ids = inputs.pop("input_ids")[0].tolist()
+        extra = {name: inputs[name] for name in ("pixel_values", "token_type_ids")}
+        answer = generate(model, ids, **extra)
+        said = processor.tokenizer.decode(answer).strip()
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+    return {
+        "file": file,
+        "crops": crops,
+        "messages": messages[:-1],
+        **case(model, processor.tokenizer, ids, answer, **extra),
+    }
+
+
+def generate(model, ids: list[int], **extra) -> list[int]:
     """Greedy ids without the one that ended the answer."""
     with torch.no_grad():
         out = model.generate(
-            torch.tensor([ids]), do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=[1, 106], pad_token_id=0
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+            eos_token_id=[1, 106],
+            pad_token_id=0,
+            **extra,
         )
     answer = out[0, len(ids) :].tolist()
     return answer[:-1] if answer[-1] in (1, 106) else answer
 
 
-def case(model, tokenizer, ids: list[int], answer: list[int]) -> dict:
+def case(model, tokenizer, ids: list[int], answer: list[int], **extra) -> dict:
     """What is kept of one prompt: ids, the answer, and some logits after the prompt's last token."""
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, -1, ::EVERY]
+        logits = model(input_ids=torch.tensor([ids]), **extra).logits[0, -1, ::EVERY]
     return {
         "prompt_ids": ids,
         "answer_ids": answer,
@@ -89,12 +136,16 @@ def case(model, tokenizer, ids: list[int], answer: list[int]) -> dict:
 
 def dump(golden: dict) -> str:
     """JSON with one line a list, so that a change shows what changed."""
-    head = {key: value for key, value in golden.items() if key != "cases"}
-    cases = [
-        "  {\n" + ",\n".join(f"   {json.dumps(key)}: {json.dumps(value)}" for key, value in one.items()) + "\n  }"
-        for one in golden["cases"]
-    ]
-    return json.dumps(head, indent=1)[:-2] + ',\n "cases": [\n' + ",\n".join(cases) + "\n ]\n}\n"
+    lists = {
+        key: [
+            "  {\n" + ",\n".join(f"   {json.dumps(name)}: {json.dumps(value)}" for name, value in one.items()) + "\n  }"
+            for one in golden[key]
+        ]
+        for key in ("cases", "pictures")
+    }
+    head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in golden.items() if key not in lists]
+    tails = [f" {json.dumps(key)}: [\n" + ",\n".join(found) + "\n ]" for key, found in lists.items()]
+    return "{\n" + ",\n".join([*head, *tails]) + "\n}\n"
 
 
 if __name__ == "__main__":

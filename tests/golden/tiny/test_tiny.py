@@ -11,6 +11,7 @@ import pytest
 
 from gemworks import LLM
 from gemworks.model.gemma3 import full_batch
+from gemworks.model.layers import SoftTokens
 from gemworks.tokenizer import Tokenizer, render_chat, render_plain
 from gemworks.weights.checkpoint import open_checkpoint
 from gemworks.weights.load import load_model
@@ -18,7 +19,9 @@ from gemworks.weights.load import load_model
 MODEL = Path(__file__).parents[3] / "gemworks" / "assets" / "tiny"
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 CASES = GOLDEN["cases"]
+PICTURES = GOLDEN["pictures"]
 NAMES = [case["messages"][-1]["content"] if "messages" in case else case["text"] for case in CASES]
+SOFT_TOKEN = 767  # <image_soft_token>, the last of the vocabulary
 
 # Right answers by anybody's reckoning, whatever transformers says; the first is what `make run` asks. Of what the model
 # does well: its card gives the shares, and counting (17 %) and repeating (33 %) are not among it.
@@ -108,6 +111,75 @@ def test_answers_as_shipped(llm, question, answer):
     got = llm.chat([{"role": "user", "content": question}])
     assert got.text == answer
     assert got.finish_reason == "stop"
+
+
+def shown(case) -> list[dict]:
+    """The messages of a picture's case, with the file's bytes in the place of the picture."""
+    messages = [dict(message) for message in case["messages"]]
+    picture = (Path(__file__).parent / case["file"]).read_bytes()
+    image = {"type": "image", "image": picture, "detail": "high" if case["crops"] else "auto"}
+    first = messages[0]["content"]
+    messages[0]["content"] = [image, *(part for part in first if part["type"] == "text")]
+    return messages
+
+
+@pytest.mark.parametrize("case", PICTURES, ids=lambda case: case["file"])
+def test_pictures_are_prompts_as_transformers_makes_them(case, exact_llm):
+    """The ids, newlines and the words of Pan & Scan included; one picture has crops."""
+    request, _ = exact_llm.request(shown(case))
+    assert list(request.prompt) == case["prompt_ids"]
+    assert sum(span.length for span in request.spans) == sum(i == SOFT_TOKEN for i in case["prompt_ids"])
+    assert len(request.spans) == (3 if case["crops"] else 1)
+
+
+@pytest.mark.parametrize("case", PICTURES, ids=lambda case: case["file"])
+def test_pictures_are_seen_as_transformers_sees_them(case, exact_llm):
+    """Greedy, from the file's bytes through tower, projector and rings, in fp32: the same ids."""
+    answer = exact_llm.chat(shown(case), max_tokens=max(len(case["answer_ids"]), 1), temperature=0)
+    assert answer.token_ids == case["answer_ids"]
+
+
+def test_logits_after_a_picture_are_transformers(exact_llm):
+    """Of the whole prompt at once, without a cache: 2e-4 in fp32."""
+    with open_checkpoint(MODEL) as checkpoint:
+        model = load_model(checkpoint, dtype="float32")
+    for case in PICTURES:
+        request, _ = exact_llm.request(shown(case))
+        length = len(case["prompt_ids"])
+        index, see = np.full(length, -1, np.int32), np.zeros(length, np.int32)
+        for number, span in enumerate(request.spans):
+            index[span.start : span.end] = number * span.length + np.arange(span.length)
+            see[span.start : span.end] = span.end - 1
+        soft = SoftTokens(np.concatenate([span.embed() for span in request.spans]), index)
+        h_TD, _ = model(full_batch(jnp.asarray(case["prompt_ids"]), model.config, see_T=jnp.asarray(see), soft=soft))
+        logits_V = model.logits(h_TD[-1:])[0]
+        np.testing.assert_allclose(logits_V[:: GOLDEN["logit_every"]], case["last_logits"], atol=2e-4, rtol=0)
+
+
+# What anybody sees in the pictures beside this file.
+SEEN = {
+    ("circle.png", "What colour is the circle?"): "The circle is red.",
+    ("circle.png", "What is this?"): "It is a red circle.",
+    ("circle.png", "Where is the circle?"): "The circle is at the top.",
+    ("three.png", "How many shapes are there?"): "There are 3 shapes.",
+    ("three.png", "Where is the star?"): "The star is at the top left.",
+    ("three.png", "What shape is green?"): "The green shape is a square.",
+    ("wide.png", "What colour is the triangle?"): "The triangle is blue.",
+}
+
+
+@pytest.mark.parametrize(("asked", "answer"), SEEN.items(), ids=str)
+def test_pictures_as_shipped(llm, asked, answer):
+    """In bf16 and with the model's own generation defaults: what a user sees."""
+    file, question = asked
+    case = {"file": file, "crops": file == "wide.png"}
+    messages = shown({**case, "messages": [{"role": "user", "content": [{"type": "text", "text": question}]}]})
+    assert llm.chat(messages).text == answer
+
+
+def test_it_does_not_see_what_is_not_there(llm):
+    answer = llm.chat([{"role": "user", "content": "What colour is the circle?"}]).text
+    assert answer == "I see no picture. Please show me one."
 
 
 def test_second_turn_knows_the_first(llm):
