@@ -72,7 +72,9 @@ def load_ring(kv: Pools, local: tuple[PageKV, ...], ring, entries_N4: jax.Array,
     return rebuild(jax.lax.fori_loop(0, count, turn, rings))
 
 
-def entries_of(action: CopyPage | LoadRing | SaveRing, *, page_size: int, slots: int) -> list[tuple[int, int, int, int]]:
+def entries_of(
+    action: CopyPage | LoadRing | SaveRing, *, page_size: int, slots: int
+) -> list[tuple[int, int, int, int]]:
     """Return (first slot or source page, page, tokens, first of them) of everything an action copies, in order."""
     if isinstance(action, CopyPage):
         return [(action.source, action.target, page_size, 0)]

@@ -36,4 +36,4 @@ class Attention(eqx.Module):
             x_TD, pre_norm.scale, *weights, self.q_norm.scale, self.k_norm.scale, *rope, eps=pre_norm.eps
         )
         out_TNH, kv = ops.attention(q_TNH, k_TKH, v_TKH, plan, kv, scale=self.query_scale)
-        return out_TNH.reshape(x_TD.shape[0], -1), kv
+        return out_TNH.reshape(*x_TD.shape[:-1], -1), kv

@@ -14,7 +14,7 @@ two attention plans.
 Not here: images (multimodal.py), quantized weights (quant/), sharding (parallel/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -33,6 +33,8 @@ from gemworks.ops.kv import Array, AttentionPlan, FullPlan, LayerKV
 
 class Batch(eqx.Module):
     """What one step computes: T tokens, their positions, and one attention plan for each kind of layer.
+
+    In training every array has rows in front: ids_BT, position_BT (train/forward.py).
 
     soft: embeddings that stand in for those of some tokens. adapter_T: int32, the slot of each token's LoRA adapter, 0
     for none; read where the model is called with adapters.
@@ -83,9 +85,18 @@ class Gemma3(eqx.Module):
     config: TextConfig = eqx.field(static=True)
 
     def __call__(
-        self, batch: Batch, kv: Sequence[LayerKV] | None = None, adapters: Adapters | None = None
+        self,
+        batch: Batch,
+        kv: Sequence[LayerKV] | None = None,
+        adapters: Adapters | None = None,
+        *,
+        each_layer: Callable[[Callable], Callable] = jax.jit,
     ) -> tuple[jax.Array, tuple[LayerKV | None, ...]]:
-        """Return (h_TD after the final norm, fp32; the cache of every layer with the batch stored)."""
+        """Return (h_TD after the final norm, fp32; the cache of every layer with the batch stored).
+
+        `each_layer` wraps the function (layer, x_TD, rope, plan, kv) -> (x_TD, kv) that is called for each layer:
+        training computes it again for the gradient, and says which device has which part (train/forward.py).
+        """
         x_TD = self.embed(batch.ids_T)
         if batch.soft is not None:
             x_TD = batch.soft.put(x_TD)
@@ -95,7 +106,7 @@ class Gemma3(eqx.Module):
             if spec is not None:
                 kinds[spec] = rope_tables(batch.position_T, self.config.head_dim, spec), plan
         # Traced once for each kind of layer, not for each layer (1B: 0.57 -> 0.13 s a program); XLA inlines the calls.
-        block = jax.jit(lambda layer, *inputs: layer(*inputs))
+        block = each_layer(lambda layer, *inputs: layer(*inputs))
         new_kv = []
         for i, layer in enumerate(layers):
             rope, plan = kinds[layer.spec]

@@ -23,5 +23,5 @@ def rope_frequencies(head_dim: int, *, base: float, scale: float = 1.0) -> np.nd
 def rope_tables(position_T: Array, head_dim: int, spec: LayerSpec) -> tuple[jax.Array, jax.Array]:
     """Return (cos_TJ, sin_TJ) in fp32 for the positions of a step."""
     frequencies_J = rope_frequencies(head_dim, base=spec.rope_base, scale=spec.rope_scale)
-    angles_TJ = jnp.asarray(position_T, jnp.float32)[:, None] * frequencies_J
+    angles_TJ = jnp.asarray(position_T, jnp.float32)[..., None] * frequencies_J
     return jnp.cos(angles_TJ), jnp.sin(angles_TJ)

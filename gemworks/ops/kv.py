@@ -6,7 +6,8 @@ Everything that changes from step to step is data in the plan (start, count, rin
 
     local layers    RingKV + RingPlan    slot of position p is p % slots; the last `slots` positions survive
     global layers   PageKV + PagePlan    position p is slot p % B of page table[p // B]
-    no cache        FullPlan             training and scoring: the chunk is the whole text
+    no cache        FullPlan             scoring: the chunk is the whole text
+                    RowsPlan             training: rows of texts, [B, T, ...] all through the model
 
 Image spans: the tokens of a span see each other, also those after them. A plan that has any says for each query the
 last position it may see; all of those are in the chunk, because a chunk never ends inside a span (spec 5.3).
@@ -105,6 +106,18 @@ class FullPlan(eqx.Module):
     see_T: Array | None = None
 
 
+class RowsPlan(eqx.Module):
+    """No cache, B rows of T tokens at once (training): FullPlan's rule in each row; products in `dtype`.
+
+    The tokens of a segment lie side by side, and positions count up by one inside it.
+    """
+
+    position_BT: Array
+    segment_BT: Array
+    window: int | None = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+
 class PartsPlan(eqx.Module):
     """A step of several parts, each R rows of C columns of its own: part i has the next tokens[i] of the T tokens.
 
@@ -116,7 +129,7 @@ class PartsPlan(eqx.Module):
 
 
 LayerKV = RingKV | PageKV
-AttentionPlan = RingPlan | PagePlan | FullPlan | PartsPlan
+AttentionPlan = RingPlan | PagePlan | FullPlan | RowsPlan | PartsPlan
 
 
 def stored_as(dtype) -> np.dtype:

@@ -74,7 +74,7 @@ def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:
 def rope(x_TNH: jax.Array, cos_TJ: jax.Array, sin_TJ: jax.Array) -> jax.Array:
     """Turn the pairs (i, i + H/2) of every head by the angles whose cos and sin are given, J = H/2."""
     first, second = jnp.split(x_TNH, 2, axis=-1)
-    cos, sin = cos_TJ[:, None, :], sin_TJ[:, None, :]
+    cos, sin = cos_TJ[..., None, :], sin_TJ[..., None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

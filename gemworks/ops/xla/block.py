@@ -19,7 +19,7 @@ def qkv(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (q_TNH, k_TKH, v_TKH) of the normed rows. `product` multiplies with a matrix."""
     h_TD = rms_norm(x_TD, gain_D, eps=eps)
-    heads = (x_TD.shape[0], -1, q_gain_H.shape[0])
+    heads = (*x_TD.shape[:-1], -1, q_gain_H.shape[0])
     q_TNH = rope(rms_norm(product(h_TD, q).reshape(heads), q_gain_H, eps=eps), cos_TJ, sin_TJ)
     k_TKH = rope(rms_norm(product(h_TD, k).reshape(heads), k_gain_H, eps=eps), cos_TJ, sin_TJ)
     return q_TNH, k_TKH, product(h_TD, v).reshape(heads)

@@ -1,0 +1,1 @@
+"""Training on many devices: a mesh, which device holds which part of what, and processes on several machines."""
