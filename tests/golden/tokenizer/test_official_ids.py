@@ -256,7 +256,8 @@ def test_the_second_load_maps_the_table(official, engine, tmp_path, monkeypatch)
     monkeypatch.setenv("GEMWORKS_CACHE", str(tmp_path))
     source = official / "tokenizer.json"
     assert tokenizer_cache._from_table(source, lambda: pytest.fail("parsed")) is None
-    tokenizer_cache._kept(source, engine)
+    kept = tokenizer_cache._kept(source, engine, lambda: pytest.fail("parsed"))
+    assert kept is not engine, "the parsed tokenizer stays in memory"
     mapped = tokenizer_cache._from_table(source, lambda: pytest.fail("parsed"))
     question = [{"role": "user", "content": "Why <start_of_turn> is\n\nthe sky blue?  "}]
     assert mapped is not None and render_chat(mapped, question) == render_chat(engine, question)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from seeing_model import EYES, save_seeing_model, some_picture
+from text_model import save_text_model
 
 from gemworks.cli import run
 from gemworks.cli.images import files_of, split_paths
@@ -14,7 +15,6 @@ from gemworks.cli.repl import Repl
 from gemworks.cli.session import Session
 from gemworks.llm.eyes import open_eyes
 from gemworks.media import prepare_picture
-from tests.text_model import save_text_model
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import json
 import os
 
 import pytest
+from text_model import save_text_model
 
 from gemworks.weights import hub, store
 from gemworks.weights.modelfile import Modelfile
-from tests.text_model import save_text_model
 
 # The checkpoint fixture: embedding, and seven layers of q, k and v, o, gate and up and down, norms; the final norm.
 PARAMETERS = 160 * 48 + 7 * (64 * 48 + 2 * 32 * 48 + 48 * 64 + 3 * 64 * 48 + 4 * 48 + 2 * 16) + 48

@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 import pytest
+from text_model import save_text_model
 
 from gemworks.quant.rtn import quantize
 from gemworks.weights import hub
 from gemworks.weights.checkpoint import open_checkpoint
 from recipes.tiny_standin import stories
-from tests.text_model import save_text_model
 
 
 def stories_of(seed: str, number: int) -> str:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from seeing_model import EYES, save_seeing_model, some_picture
+from text_model import save_text_model
 
 from gemworks import LLM
 from gemworks.errors import CheckpointError, RequestError
 from gemworks.llm import videos
 from gemworks.media import PanAndScan, prepare_picture, tower_input
 from gemworks.weights.vision import load_vision
-from tests.text_model import save_text_model
 
 N = EYES.tokens_per_image
 IMAGE = "\n\n<start_of_image>" + "<image_soft_token>" * N + "<end_of_image>\n\n"
@@ -302,7 +302,9 @@ def test_pan_and_scan_must_be_one(llm):
     ],
 )
 def test_a_text_model_names_itself(blind, ask):
-    with pytest.raises(RequestError, match=r"(?s)\]: text reads text only, got .*gemma3:4b, gemma3:12b and gemma3:27b"):
+    with pytest.raises(
+        RequestError, match=r"(?s)\]: \S*text reads text only, got .*gemma3:4b, gemma3:12b and gemma3:27b"
+    ):
         ask(blind)
     assert blind.eyes is None
     blind.free_vision()

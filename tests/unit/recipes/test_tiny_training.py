@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from small_models import random_model
 
 from gemworks.errors import ConfigError
 from gemworks.model.config import TextConfig, five_local_one_global
@@ -21,7 +22,6 @@ from recipes.tiny_standin.recipe import Recipe
 from recipes.tiny_standin.saving import save
 from recipes.tiny_standin.talk import conversation
 from recipes.tiny_standin.vocabulary import train_tokenizer
-from tests.small_models import random_model
 
 ROOT = Path(__file__).parents[3]
 

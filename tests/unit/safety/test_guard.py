@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from seeing_model import save_seeing_model, some_picture
+from text_model import save_text_model
 
 from gemworks import Guard
 from gemworks.errors import CheckpointError, ConfigError, GemworksWarning, RequestError
 from gemworks.safety import POLICIES, Policy, Verdict
 from gemworks.safety.prompt import common_start, guard_prompt
-from tests.text_model import save_text_model
 
 YES, NO = 400, 401
 OWN = Policy("cats", "No cats.")

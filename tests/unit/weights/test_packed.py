@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from small_models import random_arrays, small_config
+from text_model import save_text_model
 
 from gemworks.errors import ConfigError, GemworksWarning
 from gemworks.ops import layout
@@ -21,7 +22,6 @@ from gemworks.weights import packed_store
 from gemworks.weights.blocksums import block_sums
 from gemworks.weights.checkpoint import open_checkpoint
 from gemworks.weights.convert import convert
-from gemworks.weights.hub import TINY
 from gemworks.weights.load import Loader
 from gemworks.weights.packed import PackedFile, PackedSource, write_packed
 from gemworks.weights.packed_header import BLOCK_BYTES, PAGE, NotUsable
@@ -386,7 +386,7 @@ def test_a_truncated_mapping_is_refused_before_it_is_read(tmp_path):
 def q4_0(tmp_path) -> Path:
     """The model inside the package as a GGUF file in Q4_0."""
     out = tmp_path / "model.gguf"
-    convert(TINY, out, outtype="q4_0")
+    convert(save_text_model(tmp_path / "text"), out, outtype="q4_0")
     return out
 
 
