@@ -32,6 +32,7 @@ def write(tmp_path):
 
 def test_list_shows_pulled_and_created_models(run_command, pulled, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "TINY", tmp_path / "nothing")
+    monkeypatch.setenv("GEMWORKS_CACHE", str(tmp_path / "cache"))  # other tests may have packed models
     store.save_created("pirate", Modelfile(base="gemma3:1b"))
     assert run_command("list") == (
         0,
