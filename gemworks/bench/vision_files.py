@@ -64,7 +64,7 @@ def make_vision(folder: Path, config: VisionConfig, say: Callable[[str], None]) 
 
 def make_gguf(folder: Path, config: VisionConfig, say: Callable[[str], None]) -> Path:
     """Write llama.cpp's form below `folder`, unless it is there, and return its folder. Needs the package gguf."""
-    import gguf
+    import gguf  # pyright: ignore[reportMissingImports]
 
     out = folder / "gguf"
     if (out / "mmproj.gguf").is_file() and (out / "text.gguf").is_file():

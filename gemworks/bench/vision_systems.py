@@ -51,9 +51,9 @@ class Transformers:
     """SiglipVisionModel of transformers with the attention it chooses itself; pool, norm and projector beside it."""
 
     def __init__(self, folder: Path, dtype: str, threads: int):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         from safetensors.torch import load_file
-        from transformers import SiglipVisionConfig, SiglipVisionModel
+        from transformers import SiglipVisionConfig, SiglipVisionModel  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(threads)
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -93,8 +93,8 @@ class LlamaCpp:
     """libmtmd: a picture in, embeddings out. The decoder beside it is read and never run."""
 
     def __init__(self, folder: Path, threads: int):
-        import llama_cpp
-        from llama_cpp import mtmd_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
+        from llama_cpp import mtmd_cpp  # pyright: ignore[reportMissingImports]
 
         self._api: Any = mtmd_cpp  # its annotations say None of what only fails with it
         llama_cpp.llama_backend_init()
@@ -146,9 +146,9 @@ def load(name: str, folder: Path, threads: int) -> Encoder:
 def _import(name: str) -> None:
     """Import what a system needs, so that the memory it takes before its weights can be told apart."""
     if name.startswith("transformers "):
-        from transformers import SiglipVisionModel  # noqa: F401
+        from transformers import SiglipVisionModel  # noqa: F401  # pyright: ignore[reportMissingImports]
     elif name == "llama.cpp":
-        import llama_cpp.mtmd_cpp  # noqa: F401
+        import llama_cpp.mtmd_cpp  # noqa: F401  # pyright: ignore[reportMissingImports]
     else:
         import jax
 

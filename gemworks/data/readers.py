@@ -190,8 +190,8 @@ def _text_records(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes | None]]:
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BackendError(f"{path}: parquet needs pyarrow. Install it with: pip install 'gemworks[data]'") from None
     try:
