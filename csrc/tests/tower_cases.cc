@@ -28,10 +28,14 @@ struct Heads {
       : N(n), P(p), H(h), scale(1 / std::sqrt(static_cast<float>(h))), q(Size()), k(Size()), v(Size()), out(Size()) {
     for (const Memory* m : {&q, &k, &v})
       for (int i = 0; i < N * P * H; ++i) m->as<float>()[i] = random.Between(-spread, spread);
-    // What softmax does not see must not cost the rest its precision. One key's values are large, so that the blocks of
-    // 128 keys have scales far apart.
-    for (int i = 0; i < N * P * H; ++i) k.as<float>()[i] += i % H == 0 ? 20.0f : 0.0f, v.as<float>()[i] += i % H == 1 ? -9.0f : 0.0f;
-    for (int i = 0; i < N * H; ++i) v.as<float>()[i / H * P * H + i % H] *= 8;
+    // What softmax does not see must not cost the rest its precision. One key's values are large in every column, so that
+    // the blocks of 128 keys have scales far apart; the last column is of one sign in the first block and of the other in the rest, so
+    // that a block that counts by another's scale is seen.
+    for (int i = 0; i < N * H; ++i) v.as<float>()[i / H * P * H + i % H] = (i % 2 != 0 ? 8 : -8) * spread;
+    for (int i = 0; i < N * P * H; ++i) {
+      k.as<float>()[i] += i % H == 0 ? 20.0f : 0.0f;
+      v.as<float>()[i] += i % H == 1 ? -9.0f : i % H == H - 1 ? (i / H % P < kHere ? -spread : spread) : 0.0f;
+    }
   }
   size_t Size() const { return sizeof(float) * N * P * H; }
   const float* Row(const Memory& m, int n, int p) const { return m.as<float>() + (n * P + p) * H; }
@@ -95,13 +99,15 @@ void ExpectAttended(const Heads& c, bool exact) {
         rounding += (end - b) * (1 + r) * *std::max_element(w.begin() + b, w.begin() + end) * (0.5 / 255 + 1e-4);
       }
       for (int h = 0; h < c.H; ++h) {
-        double want = 0, size = 0, reach = exact ? 0 : steps[n];
+        double want = 0, size = 0, away = 0;
         for (int s = 0; s < c.P; ++s) {
           want += w[s] * c.Row(c.v, n, s)[h], size += w[s] * std::fabs(c.Row(c.v, n, s)[h]);
         }
-        // In bytes only the distance from the mean is rounded and weighed.
+        for (int s = 0; s < c.P; ++s) away += w[s] * std::fabs(c.Row(c.v, n, s)[h] - want);
+        // In bytes only the distance from the mean is rounded and weighed; a score that is off by r moves the result
+        // by what its key is away from it.
         const double bound = exact ? (2 * r + std::ldexp(c.P + 40, -24)) * size
-                                   : (2 * r + 2 * rounding) * reach + steps[n] * 0.5 / 127 + 1e-4 * (size + 1);
+                                   : 2 * r * away + 2 * rounding * steps[n] + steps[n] * 0.5 / 127 + 1e-4 * (size + 1);
         const double got = c.out.as<float>()[(n * c.P + p) * c.H + h];
         if (!(std::fabs(got - want) <= bound)) return Fail("head %d query %d at %d: want %.6g within %.2g, got %.6g", n, p, h, want, bound, got);
       }
