@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,13 +219,16 @@ def _examine_all(
     sizes = {str(path): path.stat().st_size for path in files}
     done_files: dict[str, int] = {}
     left = (batch for batch in _noting(raw_batches(files), done_files) if batch.index >= work.batches)
-    for done in run_in_order(examine, left, processes=processes, prepare=prepare, arguments=(checks,)):
-        if options.stop_on_broken and done.first_broken:
-            raise StorageError(f"{done.first_broken}.\nLeave --stop-on-broken out to skip and count such lines.")
-        work.append(done)
-        # Compressed sources are larger than their files: progress is by files finished plus the share of this one.
-        before = sum(sizes[name] for name in list(done_files)[:-1])
-        progress("examining", min(total, before + min(done_files.get(list(done_files)[-1], 0), total - before)), total)
+    told = {"processes": processes, "prepare": prepare, "arguments": (checks,)}
+    with closing(run_in_order(examine, left, **told)) as results:
+        for done in results:
+            if options.stop_on_broken and done.first_broken:
+                raise StorageError(f"{done.first_broken}.\nLeave --stop-on-broken out to skip and count such lines.")
+            work.append(done)
+            # Compressed sources are larger than their files: progress is by files finished and a share of this one.
+            last = list(done_files)[-1]
+            before = sum(sizes[name] for name in done_files if name != last)
+            progress("examining", before + min(done_files[last], max(0, total - before)), total)
 
 
 def _noting(batches: Iterator[Any], done: dict[str, int]) -> Iterator[Any]:

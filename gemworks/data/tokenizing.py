@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ def pack(
     left = (batch for batch in raw_batches(files) if batch.index >= writer.batches)
     run = partial(_tokenize, dtype=writer.dtype.str, by=options.by, reweigh=options.reweigh)
     results = run_in_order(run, left, processes=processes, prepare=_load, arguments=(options.tokenizer,))
-    with writer:
+    with writer, closing(results):
         for tokenized in results:
             if tokenized.broken and options.stop_on_broken:
                 raise StorageError(f"{tokenized.broken[0]}.\nLeave --stop-on-broken out to skip and count such lines.")

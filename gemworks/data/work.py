@@ -8,10 +8,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any, TypeVar
 
 from gemworks.errors import CapacityError, ConfigError
@@ -27,10 +27,11 @@ def run_in_order(
     processes: int,
     prepare: Callable[..., None] | None = None,
     arguments: tuple[Any, ...] = (),
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yield function(task) for every task, in order. `prepare(*arguments)` runs once in each process, before.
 
     `function` and `prepare` are module-level functions. An exception of theirs is raised here. One process: this one.
+    Use it inside contextlib.closing, so that an interrupt ends the processes at once.
     """
     if processes < 1:
         raise ConfigError(f"the number of processes must be at least 1, got {processes}.")
@@ -39,6 +40,7 @@ def run_in_order(
             prepare(*arguments)
         yield from map(function, tasks)
         return
+    others = set(active_children())
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_start, initargs=(prepare, arguments)
     )
@@ -55,6 +57,12 @@ def run_in_order(
             "a worker process was ended from outside, most likely for want of memory.\n"
             "What is finished is kept: run the same command again with fewer --processes."
         ) from error
+    except BaseException:
+        # Ended, not asked to end: a pool of Python 3.11 that was interrupted under load waited for ever for a worker
+        # that waited for its queue. What they compute is nobody's any more, and they write nothing.
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
