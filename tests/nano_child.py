@@ -1,11 +1,12 @@
 """A training run in a process of its own, to be killed, or to have 8 devices: python nano_child.py DIRECTORY '{...}'.
 
-The object has `mesh` and `settings` of the recipe. Every record is printed as a line of JSON, and at the end the loss
-of every step and a digest of the state.
+The object has `mesh` and `settings` of the recipe, and perhaps `largest_file`, in bytes. Every record is printed as a
+line of JSON, and at the end the loss of every step and a digest of the state.
 """
 
 import hashlib
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def say(record) -> None:
 
 def main() -> None:
     directory, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if limit := options.get("largest_file"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     recipe = nano_recipe(parse_mesh(options.get("mesh", "")), **options.get("settings", {}))
     try:
         result = train(Run(recipe, RandomRows(recipe)), directory, observe=[say], measure_peak=False)

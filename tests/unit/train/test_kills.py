@@ -21,17 +21,15 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("programs")
 
 
-def start(directory: Path, cache: Path, *, preexec=None) -> subprocess.Popen:
-    options = {"settings": {"steps": STEPS, "checkpoint_every": EVERY}}
+def start(directory: Path, cache: Path, **more) -> subprocess.Popen:
+    options = {"settings": {"steps": STEPS, "checkpoint_every": EVERY}} | more
     environment = os.environ | {
         "PYTHONPATH": str(CHILD.parent),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     command = [sys.executable, str(CHILD), str(directory), json.dumps(options)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=preexec
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(child: subprocess.Popen) -> list[dict]:
@@ -84,11 +82,7 @@ def test_killed_run_continues_to_the_same_bits(kills, cache, expected, tmp_path)
 @pytest.mark.exhaustive
 def test_disk_that_is_full_in_the_middle_of_a_checkpoint_is_one_sentence(cache, tmp_path, expected):
     """A limit on the size of files stands for the disk: writes fail as they do there, with another number."""
-    import resource
-
-    limited = start(
-        tmp_path, cache, preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    )
+    limited = start(tmp_path, cache, largest_file=20_000)
     out, err = limited.communicate(timeout=600)
     last = json.loads(out.splitlines()[-1])
     assert limited.returncode == 2, err
