@@ -12,13 +12,14 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from gemworks import Guard, machine
-from gemworks.model.config import TextConfig, five_local_one_global
+from gemworks.model.config import GEMMA3_1B, five_local_one_global
 from gemworks.model.costs import matrix_shapes
 from gemworks.model.vision_config import VisionConfig
 from gemworks.safety import POLICIES
@@ -28,16 +29,8 @@ from gemworks.weights.names import expected_shapes, expected_vision_shapes, hf_f
 from gemworks.weights.safetensors_write import TensorSource, write_shards
 
 # 12 layers of 1B's width; 256 patches become 256 soft tokens.
-TEXT = TextConfig(
-    vocab_size=262_208,
-    model_dim=1152,
-    ffw_dim=6912,
-    num_heads=4,
-    num_kv_heads=1,
-    head_dim=256,
-    query_scale=256**-0.5,
-    layers=five_local_one_global(12, window=1024, global_scale=8.0),
-    max_positions=8192,
+TEXT = replace(
+    GEMMA3_1B, vocab_size=262_208, layers=five_local_one_global(12, window=1024, global_scale=8.0), max_positions=8192
 )
 EYES = VisionConfig(
     image_size=224, patch_size=14, model_dim=384, ffw_dim=1536, num_layers=8, num_heads=6, tokens_per_image=256

@@ -14,11 +14,13 @@ def interleaved(
     *,
     between: Callable[[], None],
     say: Callable[[str], None],
+    may_stop: bool = False,
 ) -> Samples:
     """Call each once unmeasured (round 0), then each in turn in rounds 1 to `repeats`; return what they measured.
 
     Every second round goes in the other order. `between` runs before every measured round. A call that raises
-    BackendError is told and takes no further part: it has no figures then.
+    BackendError is told and takes no further part: it has no figures then. may_stop: Ctrl-C ends the measuring once
+    each has figures, and what was measured until then is returned.
     """
     left = dict(calls)
     values: Samples = {name: {} for name in calls}
@@ -28,6 +30,11 @@ def interleaved(
         for name in list(left) if round % 2 else reversed(list(left)):
             try:
                 figures = left[name](round)
+            except KeyboardInterrupt:
+                if not may_stop or not all(values.values()):
+                    raise
+                say(f"stopped in round {round}")
+                return values
             except BackendError as error:
                 say(str(error))
                 del left[name], values[name]

@@ -2,14 +2,13 @@
 
 Every system runs in a process of its own (vision_systems.py) on the same random weights (vision_files.py). In a round
 each has one picture, in turn, and the int8 peak of the machine is measured before; the first round compiles and is not
-counted. Answers are compared before times are: cosine of every soft token with those of the exact path.
+counted. Answers are compared before times are: cosine of every soft token with those of the exact path, or of
+transformers in fp32 where that is not measured.
 """
 
 import contextlib
 import importlib.util
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gemworks import env
 from gemworks.bench import vision_files
+from gemworks.bench.child import Child
 from gemworks.bench.peaks import measure
 from gemworks.bench.rounds import interleaved
 from gemworks.bench.vision_systems import NAMES
@@ -36,7 +35,7 @@ SHAPES = {"real": SIGLIP_SO400M_896, "small": SMALL}
 # Targets of the real shape on two cores.
 TRANSFORMERS_RATIO, LLAMA_RATIO, EXTRA_BYTES = 4.0, 2.0, 1.2e9
 
-_EXACT = "ours fp32"
+_EXACT = ("ours fp32", "transformers float32")  # the first that is measured
 _NEEDS = {"transformers float32": "transformers", "transformers bfloat16": "transformers", "llama.cpp": "llama_cpp"}
 
 
@@ -84,8 +83,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
                 workers[name] = stack.enter_context(_worker(name, plan))
             except BackendError as error:
                 say(str(error))
-        calls = {name: _call(worker, scratch, name, say) for name, worker in workers.items()}
-        samples = interleaved(calls, plan.repeats, between=between, say=say)
+        calls = {name: _call(worker, scratch, say) for name, worker in workers.items()}
+        samples = interleaved(calls, plan.repeats, between=between, say=say, may_stop=True)
         soft = {name: np.load(_soft_file(scratch, name)) for name in samples}
     return _report(plan, samples, soft, statistics.median(peaks) if peaks else 0.0)
 
@@ -119,10 +118,11 @@ def text(report: dict[str, Any]) -> str:
     ]
     for name, one in report["systems"].items():
         share = f"{one['peak_share']:.0%}" if one["peak_share"] else ""
+        cosine, error = ("", "") if one["cosine"] is None else (f"{one['cosine']:.5f}", f"{one['relative_error']:.4f}")
         lines.append(
             f"{name:<22}{one['seconds']:>9.2f}{min(one['values']):>8.2f}{max(one['values']):>8.2f}"
             f"{one['cpu_seconds']:>8.2f}{one['gmac_s']:>8.0f}{share:>9}{one['ours_ratio']:>7.2f}x"
-            f"{one['extra_bytes'] / 1e6:>10.0f}{one['cosine']:>10.5f}{one['relative_error']:>8.4f}"
+            f"{one['extra_bytes'] / 1e6:>10.0f}{cosine:>10}{error:>8}"
         )
     return "\n".join(lines + [f"  {line}" for line in report["targets"]])
 
@@ -130,7 +130,7 @@ def text(report: dict[str, Any]) -> str:
 def _report(plan: Plan, samples, soft: dict[str, np.ndarray], peak: float) -> dict[str, Any]:
     gmac = multiply_adds(plan.config) / 1e9
     median = {name: statistics.median(values["seconds"]) for name, values in samples.items()}
-    exact = soft.get(_EXACT, soft.get("ours"))
+    exact = next((soft[name] for name in _EXACT if name in soft), None)
     systems = {}
     for name, values in samples.items():
         systems[name] = {
@@ -141,10 +141,8 @@ def _report(plan: Plan, samples, soft: dict[str, np.ndarray], peak: float) -> di
             "peak_share": gmac / median[name] / peak if peak else None,
             "ours_ratio": median[name] / median["ours"] if "ours" in median else 0.0,
             "extra_bytes": max(values["extra_bytes"]),
-            "cosine": _cosine(soft[name], exact) if exact is not None else 0.0,
-            "relative_error": float(np.linalg.norm(soft[name] - exact) / np.linalg.norm(exact))
-            if exact is not None
-            else 0.0,
+            "cosine": None if exact is None else _cosine(soft[name], exact),
+            "relative_error": None if exact is None else _relative_error(soft[name], exact),
         }
     return {
         "bench": "vision",
@@ -172,6 +170,10 @@ def _targets(config: VisionConfig, systems: dict[str, dict[str, Any]]) -> list[s
     return [*lines, f"{state}: at most {EXTRA_BYTES / 1e9} GB of extra memory, {extra / 1e9:.2f}"]
 
 
+def _relative_error(soft: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(soft - exact) / np.linalg.norm(exact))
+
+
 def _cosine(soft: np.ndarray, exact: np.ndarray) -> float:
     """The smallest cosine of two soft tokens of the same place."""
     sizes = np.linalg.norm(soft, axis=-1) * np.linalg.norm(exact, axis=-1)
@@ -188,55 +190,23 @@ def _soft_file(scratch: Path, name: str) -> Path:
     return scratch / f"{name.replace(' ', '-')}.npy"
 
 
-def _call(worker: subprocess.Popen, scratch: Path, name: str, say: Callable[[str], None]):
+def _call(worker: Child, scratch: Path, say: Callable[[str], None]):
     def call(round: int) -> dict[str, float]:
-        say(f"round {round}: {name}")
-        message = {"picture": str(scratch / "picture.npy"), "out": str(_soft_file(scratch, name))}
-        assert worker.stdin is not None
-        worker.stdin.write(json.dumps(message) + "\n")
-        worker.stdin.flush()
-        return _reply(worker, name)
+        say(f"round {round}: {worker.name}")
+        return worker.ask({"picture": str(scratch / "picture.npy"), "out": str(_soft_file(scratch, worker.name))})
 
     return call
 
 
-def _reply(worker: subprocess.Popen, name: str) -> dict[str, Any]:
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    reply = json.loads(line) if line else {"error": f"its process ended with {worker.wait()}"}
-    if "error" in reply:
-        raise BackendError(f"{name}: {reply['error'].rstrip('.')}.")
-    return reply
-
-
 @contextlib.contextmanager
-def _worker(name: str, plan: Plan) -> Iterator[subprocess.Popen]:
+def _worker(name: str, plan: Plan) -> Iterator[Child]:
     """A loaded system. Raises BackendError where it cannot be loaded; what it said is in plan.log."""
     changes = {
         "GEMWORKS_THREADS": str(plan.threads),
         "GEMWORKS_BACKEND": "xla" if name == "xla" else None,
         "OMP_NUM_THREADS": str(plan.threads),
     }
-    with plan.log.open("ab") as stderr:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "gemworks.bench.vision_systems", name, str(plan.folder), str(plan.threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            encoding="utf-8",
-            env=env.for_child(changes),
-        )
-    try:
-        _reply(worker, name)
+    command = [sys.executable, "-m", "gemworks.bench.vision_systems", name, str(plan.folder), str(plan.threads)]
+    with Child(command, name=name, log=plan.log, changes=changes) as worker:
+        worker.reply()
         yield worker
-    finally:
-        assert worker.stdin is not None and worker.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            worker.stdin.close()
-        try:
-            worker.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-        worker.stdout.close()

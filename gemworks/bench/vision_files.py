@@ -71,7 +71,6 @@ def make_gguf(folder: Path, config: VisionConfig, say: Callable[[str], None]) ->
         return out
     say(f"making {out}")
     out.mkdir(parents=True, exist_ok=True)
-    convert(TINY, out / "text.gguf", outtype="bf16", force=True)
     shapes = expected_vision_shapes(config, _text_config()["hidden_size"])
     needed = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     with replacing(out / "mmproj.gguf", needed=needed, force=True) as path:
@@ -99,13 +98,14 @@ def make_gguf(folder: Path, config: VisionConfig, say: Callable[[str], None]) ->
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    # After the vision half, so that it is found beside the text half.
+    convert(TINY, out / "text.gguf", outtype="bf16", force=True)
     return out
 
 
 def _text_config() -> dict[str, Any]:
-    """Tiny's decoder, with or without eyes of its own."""
-    config = read_json(TINY / "config.json")
-    return config.get("text_config", config)
+    """Tiny's decoder."""
+    return read_json(TINY / "config.json")["text_config"]
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:

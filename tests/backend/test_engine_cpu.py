@@ -27,7 +27,7 @@ CONFIG = small_config(layers=LAYERS, head_dim=32, model_dim=64)
 BOUND = 5e-6
 
 # Rarely an activation lies between two of its 255 steps so closely that a sum in another order turns it: an embedding
-# moved by 1.6e-4 once in some twenty runs of the mixes below. Which steps share rows depends on how long they take.
+# of the mixes below moved by 1.6e-4 once. Which steps share rows depends on how long they take.
 TURNED = 5e-3
 
 

@@ -56,7 +56,7 @@ def test_a_worker_that_dies_is_told_apart(log):
         Remote(SystemSpec("xla", "bf16", str(TINY), 1), log) as worker,
         pytest.raises(BackendError, match=r"xla bf16: its process ended with -?\d+"),
     ):
-        worker._process.kill()
+        worker._child.process.kill()
         worker.prepare(context=64, sequences=1)
 
 

@@ -1,5 +1,7 @@
 """Systems take turns, and one that fails does not stop the others."""
 
+import pytest
+
 from gemworks.bench.rounds import interleaved
 from gemworks.errors import BackendError
 
@@ -40,3 +42,20 @@ def test_one_call_may_have_several_figures():
         {"a": lambda round: {"in": round, "out": -round}}, 2, between=lambda: None, say=lambda text: None
     )
     assert values == {"a": {"in": [1, 2], "out": [-1, -2]}}
+
+
+def test_who_may_stop_keeps_what_was_measured():
+    def interrupted(at):
+        def call(round):
+            if round == at:
+                raise KeyboardInterrupt
+            return {"rate": float(round)}
+
+        return call
+
+    told = {"between": lambda: None, "say": lambda text: None}
+    calls = {"a": lambda round: {"rate": float(round)}, "b": interrupted(2)}
+    assert interleaved(calls, 3, may_stop=True, **told) == {"a": {"rate": [1.0]}, "b": {"rate": [1.0]}}
+    for may_stop, at in ((False, 2), (True, 1), (True, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            interleaved({"b": interrupted(at)}, 3, may_stop=may_stop, **told)
