@@ -12,19 +12,20 @@ Everything that is wrong with a prompt is found here, in the caller's thread, be
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL.Image import Image
 
 from gemworks.engine.types import SoftSpan
 from gemworks.errors import RequestError
 from gemworks.llm.eyes import EncodeCost, Eyes, Opener, no_eyes
 from gemworks.llm.videos import is_video, with_frames
-from gemworks.media import PanAndScan, Picture
 from gemworks.tokenizer.chat import Piece, Place, render_chat, render_plain
 from gemworks.tokenizer.images import ImagePrompt, image_parts, render_chat_images, render_plain_images
 from gemworks.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gemworks.media import PanAndScan
 
 Message = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ class Prompter:
         self._open_eyes = open_eyes
         self._opening = opening
 
-    def render(self, prompt: str | Sequence, *, pan_and_scan: bool | PanAndScan | None = None) -> Prompt:
+    def render(self, prompt: str | Sequence, *, pan_and_scan: "bool | PanAndScan | None" = None) -> Prompt:
         """Return the prompt as ids and spans. Raises RequestError."""
         crops = _pan_and_scan(pan_and_scan)
         if isinstance(prompt, str):
@@ -71,7 +72,7 @@ class Prompter:
             raise _unknown(prompt)
         return self._plain(prompt, crops)
 
-    def _chat(self, messages: Sequence[Message], crops: PanAndScan | None) -> Prompt:
+    def _chat(self, messages: Sequence[Message], crops: "PanAndScan | None") -> Prompt:
         if self._opening is None:
             raise RequestError(
                 f"{self._name} is a pre-trained model without a chat form; it continues text.\n"
@@ -94,7 +95,7 @@ class Prompter:
             eyes, render_chat_images(self._tokenizer, said, num_crops, tokens_per_image=tokens), pictures
         )
 
-    def _plain(self, pieces: Sequence, crops: PanAndScan | None) -> Prompt:
+    def _plain(self, pieces: Sequence, crops: "PanAndScan | None") -> Prompt:
         """The prompt of texts and pictures; texts are not trimmed."""
         parts = [_part(piece, f"prompt[{i}]") for i, piece in enumerate(pieces)]
         [expanded] = self._with_frames([{"role": "user", "content": parts}], at="prompt")
@@ -165,6 +166,10 @@ def _is_image(part: Any) -> bool:
 
 
 def _is_picture(piece: Any) -> bool:
+    from PIL.Image import Image
+
+    from gemworks.media import Picture
+
     return isinstance(piece, (os.PathLike, bytes, bytearray, memoryview, np.ndarray, Image, Picture))
 
 
@@ -182,9 +187,11 @@ def _without_pictures_of_the_system(messages: Iterable[Message]) -> list[Message
     return found
 
 
-def _pan_and_scan(value: Any) -> PanAndScan | None:
+def _pan_and_scan(value: Any) -> "PanAndScan | None":
     if value is None or value is False:
         return None
+    from gemworks.media import PanAndScan
+
     if value is True:
         return PanAndScan()
     if isinstance(value, PanAndScan):

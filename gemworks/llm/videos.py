@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemworks.errors import RequestError
-from gemworks.media import read_frames
 
 _KNOWN = {"type", "video", "max_frames", "sampling", "detail"}
 
@@ -31,6 +30,8 @@ def with_frames(content: Sequence[Any], where: str) -> list[Any]:
 
 def frames_of(part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """Return the texts and images of one video. Raises RequestError, BackendError where PyAV is not installed."""
+    from gemworks.media import read_frames
+
     if unknown := sorted(set(part) - _KNOWN):
         raise RequestError(f"{where}: a video part must have {', '.join(sorted(_KNOWN))}, got {unknown[0]}.")
     if part.get("video") is None:

@@ -13,9 +13,8 @@ from PIL import Image
 from seeing_model import EYES, save_seeing_model, some_picture
 from text_model import save_text_model
 
-from gemworks import LLM
+from gemworks import LLM, media
 from gemworks.errors import CheckpointError, RequestError
-from gemworks.llm import videos
 from gemworks.media import PanAndScan, prepare_picture, tower_input
 from gemworks.weights.vision import load_vision
 
@@ -87,7 +86,7 @@ def test_every_kind_of_part_is_the_same_picture(llm, tmp_path):
         {"type": "image", "image": prepare_picture(image, tile_size=EYES.image_size)},
     ]
     for part in parts:
-        request, _ = llm.request([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}])
+        request = llm.prepare([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]).request
         assert [span.key for span in request.spans] == [key_of(image)], part["type"]
         assert request.prompt == ids_of(
             llm, f"<bos><start_of_turn>user\n{IMAGE}What is it?<end_of_turn>\n<start_of_turn>model\n"
@@ -96,13 +95,13 @@ def test_every_kind_of_part_is_the_same_picture(llm, tmp_path):
 
 def test_pictures_of_every_turn_stand_in_their_order(llm):
     one, two, three = some_picture(1), some_picture(2, 40, 90), some_picture(3)
-    request, _ = llm.request(
+    request = llm.prepare(
         [
             shown("Compare", one, "with", two),
             {"role": "assistant", "content": "They differ."},
             shown(three, two, "And these?"),
         ]
-    )
+    ).request
     assert request.prompt == ids_of(
         llm,
         f"<bos><start_of_turn>user\nCompare{IMAGE}with{IMAGE}<end_of_turn>\n<start_of_turn>model\nThey differ."
@@ -117,7 +116,7 @@ def test_pictures_of_every_turn_stand_in_their_order(llm):
 
 def test_a_span_gives_what_the_tower_makes_of_its_tile(llm, folder):
     image = some_picture(4)
-    request, _ = llm.request([shown(image, "?")])
+    request = llm.prepare([shown(image, "?")]).request
     pixels = tower_input([np.asarray(image.resize((56, 56), Image.Resampling.BILINEAR))])[0]
     expected = np.asarray(load_vision(folder)(jnp.asarray(pixels)))
     np.testing.assert_allclose(request.spans[0].embed(), expected, atol=1e-6)
@@ -139,7 +138,7 @@ def test_a_span_gives_what_the_tower_makes_of_its_tile(llm, folder):
 def test_pan_and_scan_adds_crops(llm, told, detail, crops):
     image = some_picture(5, 1000, 300)
     part = {"type": "image", "image": image} | ({"detail": detail} if detail else {})
-    request, _ = llm.request([{"role": "user", "content": [part]}], **told)
+    request = llm.prepare([{"role": "user", "content": [part]}], **told).request
     whole = f"Here is the original image {IMAGE} and here are some crops to help you see better " if crops else IMAGE
     text = f"<bos><start_of_turn>user\n{whole}{' '.join([IMAGE] * crops)}<end_of_turn>\n<start_of_turn>model\n"
     assert request.prompt == ids_of(llm, text)
@@ -152,7 +151,7 @@ def test_the_answer_depends_on_the_picture_and_counts_its_tokens(llm):
     messages = [shown(some_picture(6), "What is it?")]
     first, other = answer(llm, messages), answer(llm, [shown(some_picture(7), "What is it?")])
     assert np.abs(scores(first) - scores(other)).max() > 0.01
-    assert first.image_tokens == N and first.prompt_tokens == len(llm.request(messages)[0].prompt)
+    assert first.image_tokens == N and first.prompt_tokens == len(llm.prepare(messages).request.prompt)
     assert first.encode_s > 0
 
 
@@ -199,7 +198,7 @@ def test_a_second_turn_pays_neither_the_tower_nor_the_first_turn(llm):
 def test_the_same_words_about_another_picture_are_not_taken_from_the_cache(llm):
     """Both prompts have the same ids; only the pictures tell them apart."""
     one, other = ([shown("Look at", some_picture(seed), "again")] for seed in (13, 14))
-    assert llm.request(one)[0].prompt == llm.request(other)[0].prompt
+    assert llm.prepare(one).request.prompt == llm.prepare(other).request.prompt
     cached, fresh = (answer(llm, one), answer(llm, other))[1], answer(llm, other, use_cache=False)
     np.testing.assert_allclose(scores(cached), scores(fresh), atol=0.02)
 
@@ -211,7 +210,7 @@ def test_freed_eyes_load_again_and_see_the_same(llm, folder):
     assert not llm.eyes.is_loaded
     again = answer(llm, [shown(some_picture(15), "What?")])
     assert again.token_ids == first.token_ids and not llm.eyes.is_loaded, "kept embeddings need no tower"
-    request, _ = llm.request([shown(some_picture(15), "What?")])
+    request = llm.prepare([shown(some_picture(15), "What?")]).request
     before = load_vision(folder)(jnp.asarray(tower_input(prepare_picture(some_picture(15), tile_size=56).tiles)[0]))
     np.testing.assert_array_equal(request.spans[0].embed(), np.asarray(before))
     assert llm.eyes.is_loaded
@@ -219,13 +218,13 @@ def test_freed_eyes_load_again_and_see_the_same(llm, folder):
 
 def test_a_model_that_is_quantized_on_the_way_in_sees_the_same(llm, folder):
     quantized = LLM(folder, quant="int4-b32", context=64, max_sequences=1)
-    spans = [one.request([shown(some_picture(4), "?")])[0].spans for one in (llm, quantized)]
+    spans = [one.prepare([shown(some_picture(4), "?")]).request.spans for one in (llm, quantized)]
     np.testing.assert_array_equal(spans[0][0].embed(), spans[1][0].embed())
 
 
 def test_raw_prompts_of_texts_and_pictures(llm):
     one, two = some_picture(16), some_picture(17)
-    request, _ = llm.request([one, " says one, ", {"type": "image", "image": two}, " says"])
+    request = llm.prepare([one, " says one, ", {"type": "image", "image": two}, " says"]).request
     assert request.prompt == ids_of(llm, f"<bos>{IMAGE} says one, {IMAGE} says")
     assert [span.key for span in request.spans] == [key_of(one), key_of(two)]
     assert llm.generate(["On it: ", two], temperature=0.0, max_tokens=3).image_tokens == N
@@ -241,9 +240,9 @@ def test_a_video_is_its_frames_with_their_times(llm, monkeypatch):
         asked.append((source, told))
         return [SimpleNamespace(seconds=s, image=image) for s, image in zip((0.0, 2.54), frames, strict=True)]
 
-    monkeypatch.setattr(videos, "read_frames", read_frames)
+    monkeypatch.setattr(media, "read_frames", read_frames)
     part = {"type": "video", "video": "clip.mp4", "max_frames": 2, "sampling": "scenes"}
-    request, _ = llm.request([{"role": "user", "content": [part, {"type": "text", "text": "What happens?"}]}])
+    request = llm.prepare([{"role": "user", "content": [part, {"type": "text", "text": "What happens?"}]}]).request
     assert request.prompt == ids_of(
         llm,
         f"<bos><start_of_turn>user\nFrame at 0.0 s:{IMAGE}Frame at 2.5 s:{IMAGE}What happens?<end_of_turn>\n"
@@ -322,7 +321,7 @@ def test_a_model_without_chat_says_so_before_it_looks(folder, tmp_path):
     if not llm.is_chat:
         with pytest.raises(RequestError, match="pre-trained model without a chat form"):
             llm.chat([shown(PICTURE)])
-    assert llm.request(["On it: ", PICTURE])[0].spans
+    assert llm.prepare(["On it: ", PICTURE]).request.spans
 
 
 def test_a_vision_half_of_another_kind_matters_only_to_pictures(folder, tmp_path):
@@ -332,6 +331,6 @@ def test_a_vision_half_of_another_kind_matters_only_to_pictures(folder, tmp_path
     file = copy / "config.json"
     file.write_text(file.read_text().replace("siglip_vision_model", "another_tower"))
     llm = LLM(copy, context=64, max_sequences=1)
-    assert llm.request("text alone")[0].spans == ()
+    assert llm.prepare("text alone").request.spans == ()
     with pytest.raises(CheckpointError, match=r"vision_config.model_type  is 'another_tower'"):
         llm.chat([shown(PICTURE)])
