@@ -13,6 +13,10 @@ class ConfigError(GemworksError, ValueError):
     """What was asked cannot be built: a contradictory option, an unknown model name."""
 
 
+class NotFoundError(ConfigError):
+    """No model of that name. Becomes HTTP 404."""
+
+
 class CheckpointError(GemworksError):
     """A file of a model (weights, config, tokenizer) is not what it should be."""
 
@@ -25,8 +29,28 @@ class RequestError(GemworksError, ValueError):
     """One caller's fault. Becomes HTTP 4xx."""
 
 
+class ContextLengthError(RequestError):
+    """A prompt, or a prompt and its answer, longer than the context."""
+
+
+class AccessError(GemworksError):
+    """Who asks is unknown (HTTP 401), or may not do that (`forbidden`, HTTP 403)."""
+
+    def __init__(self, message: str, *, forbidden: bool = False):
+        super().__init__(message)
+        self.forbidden = forbidden
+
+
 class CapacityError(GemworksError):
     """Too large for now: try later, or smaller. Becomes HTTP 429 or 503."""
+
+
+class LimitError(CapacityError):
+    """A caller's limit, or a full queue. Becomes HTTP 429; after `retry_after_s` seconds it is worth another try."""
+
+    def __init__(self, message: str, *, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StorageError(GemworksError):

@@ -10,7 +10,7 @@ import typer
 
 from gemworks.cli import answer, console
 from gemworks.cli.session import Content, Session
-from gemworks.errors import ConfigError, RequestError
+from gemworks.errors import ConfigError, RequestError, StorageError
 
 _WAIT_NOTE_S = 2.0
 
@@ -37,6 +37,7 @@ def run(
     presence_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off.")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(metavar="X", help="-2 to 2; 0 is off.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
+    schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema of the answer.")] = None,
     context: Annotated[int | None, typer.Option(metavar="N", help="Prompt and answer together, in tokens.")] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32.")] = "auto",
     quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Quantize: int4-b32, int8 ...")] = None,
@@ -55,16 +56,18 @@ def run(
     frames = _given(_Frames(max_frames, sampling))
     if frames and video is None:
         raise ConfigError("--max-frames and --sampling say which frames of a video are read: give them with --video.")
+    form = None if schema is None else _read_schema(schema)
     _find(model)
     text = read_prompt(prompt)
-    if text is None and json:
-        raise ConfigError("--json needs a prompt, as an argument or on stdin; a conversation has no single answer.")
+    if text is None and (json or form):
+        name = "--json" if json else "--schema"
+        raise ConfigError(f"{name} needs a prompt, as an argument or on stdin; a conversation has no single answer.")
     sights = _Sights(image or [], video, frames, pan_and_scan)
     pictures = sights.read(model)  # what is wrong with them is told before seconds go into loading
     chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}
     weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
     session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
-    session.pan_and_scan, session.queued = sights.crops, pictures
+    session.pan_and_scan, session.queued, session.schema = sights.crops, pictures, form
     if text is None:
         from gemworks.cli.repl import Repl
 
@@ -159,6 +162,22 @@ def _answer(session: Session, model: str, said: Content, *, json: bool, verbose:
     if verbose:
         for row in answer.timing_lines(completion):
             console.note(row)
+    if session.schema is not None:
+        _ = completion.parsed  # raises for half an answer: nobody may take it for JSON
+
+
+def _read_schema(path: Path) -> str:
+    """The text of a schema that can be followed: what is wrong with it is told before seconds go into loading."""
+    from gemworks.text.grammar import json_schema
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: the schema must be readable, got {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: the schema must be UTF-8, and it is not.") from error
+    json_schema(text, name=str(path))
+    return text
 
 
 def open_session(

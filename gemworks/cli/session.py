@@ -16,7 +16,7 @@ class Session:
     `raw`, or a model without a chat form, every prompt is text to continue, by itself.
 
     queued: pictures that the next question begins with, as parts that were prepared. They are gone once something was
-    answered to them. pan_and_scan: how pictures are prepared.
+    answered to them. pan_and_scan: how pictures are prepared. schema: a JSON schema of the next answers, as text.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Session:
         self.raw = raw or not llm.is_chat
         self.pan_and_scan = pan_and_scan
         self.queued: list[dict[str, Any]] = []
+        self.schema: str | None = None
         self.parameters: dict[str, Any] = {**(modelfile.parameters if modelfile else {}), **(parameters or {})}
         self.system = system if system is not None else modelfile.system if modelfile else None
         self._opening = [{"role": role, "content": text} for role, text in modelfile.messages] if modelfile else []
@@ -42,6 +43,8 @@ class Session:
     def ask(self, said: Content) -> Iterator[Any]:
         """Yield the answer's chunks. Closing the iterator stops the answer; what was said until then is kept."""
         sampling = {name: value for name, value in self.parameters.items() if name != "context"}
+        if self.schema is not None:
+            sampling["schema"] = self.schema
         content = self._content(said)
         turn = {"role": "user", "content": content}
         # Errors in the request are raised here, before anything is kept.

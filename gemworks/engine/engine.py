@@ -111,6 +111,7 @@ class Engine:
             running=scheduler.num_running,
             tokens_cached=scheduler.cached_tokens,
             preemptions=scheduler.preemptions,
+            evictions=scheduler.evictions,
             drafts_proposed=self._drafting.proposed if self._drafting else 0,
             drafts_accepted=self._drafting.accepted if self._drafting else 0,
             pages_free=self._runner.pages.num_free,
@@ -231,7 +232,8 @@ class Engine:
         self._order += len(runs)
         self._stats.requests += 1
         for run in runs:
-            told = {"vocab": self._runner.vocab, "answer": run.index, "mask": request.mask}
+            fork = getattr(request.mask, "fork", None)
+            told = {"vocab": self._runner.vocab, "answer": run.index, "mask": fork() if fork else request.mask}
             run.sampler, run.slot = RowSampler(request.params, request.prompt, **told), slot
             run.ahead = not run.sampler.needs_full
             scores = None if request.kind == "generate" else Scores(request)

@@ -25,6 +25,7 @@ class EngineStats:
     drafts_proposed: int = 0
     drafts_accepted: int = 0
     preemptions: int = 0
+    evictions: int = 0  # of the prefix cache
     step_s: float = 0.0  # some step was on the device
     host_s: float = 0.0  # the engine's thread planned, launched and told callers
     wait_s: float = 0.0  # the engine's thread waited for the device

@@ -23,7 +23,7 @@ from gemworks.engine.plan import CopyPage, Limits, LoadRing, RowPlan, Run, SaveR
 from gemworks.engine.queues import Entry, Group, Queues
 from gemworks.engine.rings import RingPool
 from gemworks.engine.types import FinishReason, Request
-from gemworks.errors import CapacityError, RequestError
+from gemworks.errors import CapacityError, ContextLengthError, RequestError
 
 # Tokens of credit a key gets in a round, for priority 0.
 QUANTUM = 64
@@ -238,7 +238,7 @@ def answer_limit(request: Request, limits: Limits, pages: PagePool) -> int:
     extra = 1 if wanted is None else wanted
     if prompt + extra > limits.context:
         asked = "" if request.kind != "generate" else f" ({prompt:,} prompt + {extra:,} answer)"
-        raise RequestError(
+        raise ContextLengthError(
             f"this request needs {prompt + extra:,} tokens{asked}; the context holds {limits.context:,}.\n"
             f"Shorten the prompt by {prompt + extra - limits.context:,} tokens, lower max_tokens, "
             f"or load the model with a larger context."

@@ -87,7 +87,8 @@ class Request:
     client). priority: higher is sooner among requests of one key; across keys each level doubles the share. deadline_s:
     by the engine's clock (time.monotonic); a request that is not done then ends with what it has. adapter: name of a
     loaded LoRA adapter. mask: called with the answer tokens so far before each draw, returns the allowed ids as bits
-    (uint32 words, id i is bit i % 32 of word i // 32) or None for all. score_from: first prompt position whose
+    (uint32 words, id i is bit i % 32 of word i // 32) or None for all; one that has `fork()` is forked for each answer,
+    and may so keep what it knows of the tokens. score_from: first prompt position whose
     log-probability is wanted (kind "score"). choices: tokens whose log-probability as the next one is wanted (kind
     "choose"). use_cache False neither reads nor feeds the prefix cache. name: what
     messages and logs call it.

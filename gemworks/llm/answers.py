@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gemworks.engine.types import FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprob
+from gemworks.errors import RequestError
+from gemworks.llm.structured import Form
 from gemworks.text.stops import StopMatcher
 from gemworks.tokenizer.tokenizer import Tokenizer
 
@@ -27,6 +30,20 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     encode_s: float = 0.0
     timings: Timings = field(default_factory=Timings)
+    form: Form | None = field(default=None, repr=False)
+
+    @property
+    def parsed(self) -> Any:
+        """The value of an answer whose form `schema` or `grammar` asked for. Raises RequestError if unfinished."""
+        if self.form is None:
+            raise RequestError("parsed is there where schema or grammar was asked for; this answer is text.")
+        if self.finish_reason != "stop" or self.stop_string is not None:
+            why = f"by {self.finish_reason}" if self.stop_string is None else f"at the stop text {self.stop_string!r}"
+            raise RequestError(
+                f"the answer is unfinished: it ended {why} after {self.completion_tokens:,} tokens.\n"
+                "Raise max_tokens, or ask again."
+            )
+        return self.form.read(self.text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

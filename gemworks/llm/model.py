@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -11,21 +11,24 @@ import numpy as np
 
 from gemworks.engine.memory import KV_TYPES, KVPlan
 from gemworks.engine.shapes import DRAFT_LENGTHS
-from gemworks.engine.types import Request, SamplingParams
+from gemworks.engine.types import Request, RequestKind, SamplingParams
 from gemworks.errors import ConfigError, RequestError
 from gemworks.llm.answers import Chunk, PromptLogprobs
-from gemworks.llm.asking import Ask
+from gemworks.llm.asking import Ask, Prepared
 from gemworks.llm.drafts import new_proposer
 from gemworks.llm.eyes import Eyes, open_eyes
 from gemworks.llm.loading import Progress, load
-from gemworks.llm.prompts import Message, Prompt, Prompter
+from gemworks.llm.prompts import Message, Prompter
 from gemworks.llm.sizes import DEFAULT_CONTEXT, engine_sizes
+from gemworks.llm.structured import form_of
 from gemworks.memory import without_collections
 from gemworks.model.config import TextConfig
 
 if TYPE_CHECKING:
     from gemworks.engine.handle import Handle
+    from gemworks.engine.live import EngineStats
     from gemworks.quant.plan import QuantPlan
+    from gemworks.text.grammar import GrammarEngine
 
 
 class LLM:
@@ -94,6 +97,7 @@ class LLM:
         self._open_eyes = cache(partial(open_eyes, resolved.path, dtype=dtype))
         self._prompter = Prompter(self.tokenizer, self.name, self._open_eyes, opening=_opening(created, self.is_chat))
         self._default_adapter: str | None = None
+        self._grammars = cache(partial(self._read_grammars, loaded.vocab))
         guesses = None
         if draft is not None:
             told = {"vocab": loaded.vocab, "context": self.context, "tokenizer": self.tokenizer}
@@ -132,6 +136,8 @@ class LLM:
     def chat(self, messages: Sequence, *, stream: bool = False, **sampling) -> Any:
         """Answer a conversation of {"role", "content"} messages; a list of conversations gives a list of Completions.
 
+        schema=... (a JSON schema, a pydantic model, a type) makes the answer JSON of it, `completion.parsed` the value;
+        grammar=... any other form (docs/structured.md).
         Content is a text or a list of parts, of which some may be images or videos (docs/images.md);
         pan_and_scan=True, or a PanAndScan, reads pictures that are far from square in crops too. stream=True returns an
         iterator of Chunks instead.
@@ -195,21 +201,42 @@ class LLM:
         """Give an adapter's memory to the next one."""
         self._engine.unload_adapter(name)
 
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compile every program that requests may need, so that none waits for one. progress(done, total).
+
+        A second process finds them in the compile cache. Call it before the first request.
+        """
+        self._engine.warm_up(progress)
+
+    def stats(self) -> "EngineStats":
+        """Return what the engine counts: requests, tokens, cached tokens, pages, those who wait."""
+        return self._engine.stats()
+
     def close(self) -> None:
         """End what is being computed; the model cannot be used afterwards."""
         self._engine.close()
 
-    def request(self, prompt: str | Sequence, **told) -> tuple[Request, tuple[str, ...]]:
-        """Return what the engine is asked for a prompt, and the stop strings of its answer.
+    def prepare(
+        self, prompt: str | Sequence, *, kind: RequestKind = "generate", score_from: int = 1, **told
+    ) -> Prepared:
+        """Return a call that was checked in all it says and not begun: `submit` begins it.
 
-        `prompt` and the keywords are those of `stream`. Raises RequestError.
+        `prompt` and the keywords are those of `stream`. kind "score" and "embed" are what `logprobs` and `embed` ask,
+        the former for tokens from `score_from` on. Raises RequestError or CapacityError.
         """
-        request, stops, _ = self._request(prompt, told)
-        return request, stops
+        made = self._prepared(prompt, told, kind=kind, score_from=score_from)
+        self._engine.check(made.request)
+        return made
+
+    def submit(self, prepared: Prepared) -> Ask:
+        """Begin a prepared call and return it: `chunks`, `achunks` or `last` read its answers, `finish` other kinds.
+
+        It waits for nothing, so an event loop may call it.
+        """
+        return self._asked(self._engine.submit(prepared.request), prepared)
 
     def _ask(self, prompt: str | Sequence, told: dict[str, Any]) -> Ask:
-        request, stops, rendered = self._request(prompt, told)
-        return self._asked(self._engine.submit(request), rendered, stops)
+        return self.submit(self._prepared(prompt, told))
 
     def _all(self, prompts: Sequence, told: dict[str, Any]) -> list:
         """Answer prompts together; what one of them has wrong is raised before any is computed."""
@@ -221,30 +248,36 @@ class LLM:
                 f"max_tokens must be one number or one for each prompt, got {len(limits)} for {len(prompts)}."
             )
         made = [
-            self._request(prompt, told | {"max_tokens": limit}) for prompt, limit in zip(prompts, limits, strict=True)
+            self._prepared(prompt, told | {"max_tokens": limit}) for prompt, limit in zip(prompts, limits, strict=True)
         ]
-        handles = self._engine.submit_all([request for request, _, _ in made])
-        asked = [
-            self._asked(handle, rendered, stops) for handle, (_, stops, rendered) in zip(handles, made, strict=True)
-        ]
-        return [ask.last() for ask in asked]
+        handles = self._engine.submit_all([one.request for one in made])
+        return [ask.last() for ask in [self._asked(handle, one) for handle, one in zip(handles, made, strict=True)]]
 
-    def _asked(self, handle: "Handle", rendered: Prompt, stops: Sequence[str]) -> Ask:
-        return Ask(handle, rendered, stops, tokenizer=self.tokenizer, load_s=self.load_s)
+    def _asked(self, handle: "Handle", prepared: Prepared) -> Ask:
+        return Ask(handle, prepared, tokenizer=self.tokenizer, load_s=self.load_s)
 
-    def _request(self, prompt: str | Sequence, told: dict[str, Any]) -> tuple[Request, tuple[str, ...], Prompt]:
-        """Return the engine's request, the stop strings and the rendered prompt of a call."""
+    def _prepared(self, prompt: str | Sequence, told: dict[str, Any], **kind: Any) -> Prepared:
         told = dict(told)
         stop, crops = told.pop("stop", None), told.pop("pan_and_scan", None)
-        own = {name: told[name] for name in _REQUEST_FIELDS if told.get(name) is not None}
+        form = form_of(told.pop("schema", None), told.pop("grammar", None))
+        own = kind | {name: told[name] for name in _REQUEST_FIELDS if told.get(name) is not None}
         own.setdefault("adapter", self._default_adapter)
+        if form is not None:
+            own["mask"] = self._grammars().constrain(form.grammar)
         params = self.sampling(**{name: value for name, value in told.items() if name not in _REQUEST_FIELDS})
         wanted: Any = self._defaults.get("stop", ()) if stop is None else stop
         stops = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         if not all(isinstance(s, str) and s for s in stops):
             raise RequestError(f"stop must be texts of at least one character, got {wanted!r}.")
         rendered = self._prompter.render(prompt, pan_and_scan=crops)
-        return Request(prompt=tuple(rendered.ids), spans=rendered.spans, params=params, **own), stops, rendered
+        request = Request(prompt=tuple(rendered.ids), spans=rendered.spans, params=params, **own)
+        return Prepared(request, rendered, stops, form)
+
+    def _read_grammars(self, vocab: int) -> "GrammarEngine":
+        """What makes masks of grammars; it reads the vocabulary, so it is made for the first call that needs it."""
+        from gemworks.text.grammar import GrammarEngine
+
+        return GrammarEngine(self.tokenizer, vocab=vocab, end_ids=self.sampling().stop_ids)
 
     def sampling(self, **overrides) -> SamplingParams:
         """Return the parameters a request with these overrides would use. None means "as the model says"."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from gemworks.errors import ConfigError
+from gemworks.errors import ConfigError, NotFoundError
 from gemworks.weights import store
 from gemworks.weights.modelfile import Modelfile
 
@@ -120,7 +120,7 @@ def released_size(name: str) -> str | None:
 def resolve(model: str | Path) -> ResolvedModel:
     """Return where a model is. Order: tiny, created models, paths, pulled models.
 
-    Raises ConfigError where nothing of that name is here; the message says how to get it, or the nearest name.
+    Raises NotFoundError where nothing of that name is here; the message says how to get it, or the nearest name.
     """
     name = str(model)
     if name == "tiny" and isinstance(model, str):
@@ -137,7 +137,7 @@ def resolve(model: str | Path) -> ResolvedModel:
     if repository and (found := pulled(repository)):
         return ResolvedModel(found, name)
     check_family(name)
-    raise ConfigError(_not_here(name, repository))
+    raise NotFoundError(_not_here(name, repository))
 
 
 def pulled(repository: Repository) -> Path | None:

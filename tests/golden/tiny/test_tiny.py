@@ -126,7 +126,7 @@ def shown(case) -> list[dict]:
 @pytest.mark.parametrize("case", PICTURES, ids=lambda case: case["file"])
 def test_pictures_are_prompts_as_transformers_makes_them(case, exact_llm):
     """The ids, newlines and the words of Pan & Scan included; one picture has crops."""
-    request, _ = exact_llm.request(shown(case))
+    request = exact_llm.prepare(shown(case)).request
     assert list(request.prompt) == case["prompt_ids"]
     assert sum(span.length for span in request.spans) == sum(i == SOFT_TOKEN for i in case["prompt_ids"])
     assert len(request.spans) == (3 if case["crops"] else 1)
@@ -144,7 +144,7 @@ def test_logits_after_a_picture_are_transformers(exact_llm):
     with open_checkpoint(MODEL) as checkpoint:
         model = load_model(checkpoint, dtype="float32")
     for case in PICTURES:
-        request, _ = exact_llm.request(shown(case))
+        request = exact_llm.prepare(shown(case)).request
         length = len(case["prompt_ids"])
         index, see = np.full(length, -1, np.int32), np.zeros(length, np.int32)
         for number, span in enumerate(request.spans):
