@@ -28,6 +28,7 @@ print(json.dumps({"peak_bytes": peak * 1024, "tokens": answer.completion_tokens}
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_1b_to_first_token_in_the_file_and_600_mb(tmp_path, official):
     pattern = np.random.default_rng(0).normal(0, 0.02, 1 << 16).astype(ml_dtypes.bfloat16)

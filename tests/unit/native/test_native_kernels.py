@@ -13,6 +13,9 @@ import pytest
 
 pytestmark = pytest.mark.slow  # 45 s to build and 30 s to run on two cores
 
+# A build with the sanitizers and its run take a minute; the kernels' results are tested in tests/backend too.
+pytestmark = pytest.mark.exhaustive
+
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=900)
