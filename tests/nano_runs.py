@@ -37,7 +37,14 @@ class RandomRows:
     recipe: Recipe
     digest: str = "random rows"
 
-    def batch(self, step: int) -> Rows:
+    @property
+    def batch_rows(self) -> int:
+        return self.recipe.rows
+
+    def batch(self, step: int, rows: slice | None = None) -> Rows:
+        return Rows(*(array[rows or slice(None)] for array in self._whole(step)))
+
+    def _whole(self, step: int) -> Rows:
         B, T, V = self.recipe.rows, self.recipe.tokens, self.recipe.model.vocab_size
         rng = np.random.default_rng([7, step])
         ids = np.cumsum(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32) % V

@@ -3,22 +3,30 @@
 gradients MESH              relative differences from one device's loss and gradients
 bytes MESH                  bytes of the state on each device, in all, and as planned
 run DIRECTORY MESH UNTIL    a run's losses up to a step, continued from what the directory holds
-step_memory MESH            bytes a compiled step of the 1B shape needs on each device, and as planned
+step_memory MESH LAYERS     bytes a compiled step of the 1B shape needs on each device, and as planned
 """
 
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from nano_runs import RandomRows, nano_recipe
 
+from gemworks.model.config import GEMMA3_1B
 from gemworks.parallel.mesh import parse_mesh
+from gemworks.parallel.plan import ROWS, state_shardings
 from gemworks.train import metrics
+from gemworks.train.feed import put_batch
+from gemworks.train.forward import Rows
 from gemworks.train.loop import Run, begin, make_layout, train
-from gemworks.train.step import gradient, put_batch
+from gemworks.train.memory import plan_memory
+from gemworks.train.state import state_shapes
+from gemworks.train.step import gradient, make_step
 
 
 def run_on(mesh: str, **settings) -> Run:
@@ -70,7 +78,34 @@ def run_until(directory: str, mesh: str, until: str) -> dict:
     return {"losses": [record["loss"] for record in metrics.read(Path(directory) / "metrics.jsonl")]}
 
 
-TASKS = {"gradients": gradients, "bytes": bytes_of, "run": run_until}
+def step_memory(mesh: str, layers: str) -> dict:
+    """Of the compiled program: its arguments (state and batch) and its temporaries, which hold gradients too."""
+    config = replace(GEMMA3_1B, layers=GEMMA3_1B.layers[: int(layers)])
+    recipe = nano_recipe(parse_mesh(mesh), steps=100, rows=8, tokens=1024, dtype="bfloat16", ema=0.0)
+    recipe = replace(recipe, model=config)
+    layout = make_layout(recipe)
+    shapes = state_shapes(recipe)
+    shardings = state_shardings(layout.plan, layout.mesh, shapes)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    placed = NamedSharding(layout.mesh, PartitionSpec(None, *ROWS))
+    shape = (recipe.accumulate, recipe.rows // recipe.accumulate, recipe.tokens)
+    dtypes = Rows(np.int32, np.int32, np.float32, np.int32, np.int32)
+    batch = Rows(*(jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for dtype in dtypes))
+    number = jax.ShapeDtypeStruct((), np.int32)
+    compiled = make_step(recipe, layout).lower(state, number, batch, None).compile()
+    found = compiled.memory_analysis()
+    plan = plan_memory(recipe, layout.plan)
+    return {
+        "arguments": found.argument_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "outputs": found.output_size_in_bytes,
+        "reused": found.alias_size_in_bytes,
+        "plan": plan._asdict(),
+        "planned": plan.total,
+    }
+
+
+TASKS = {"gradients": gradients, "bytes": bytes_of, "run": run_until, "step_memory": step_memory}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]](*sys.argv[2:])))

@@ -12,9 +12,12 @@ import numpy as np
 
 from gemworks.data.batches import PackedSource
 from gemworks.errors import ConfigError
-from gemworks.model.gemma3 import Gemma3
+from gemworks.model.gemma3 import Gemma3, build
 from gemworks.train.distill import Distill, FromStore, check_teacher
-from gemworks.train.loop import Run, Source
+from gemworks.train.feed import Source
+from gemworks.train.forward import place_model
+from gemworks.train.loop import Run, make_layout
+from gemworks.train.on_policy import OnPolicy
 from gemworks.train.recipe import Recipe
 from gemworks.train.store import TaughtSource, TeacherStore
 from gemworks.weights import hub
@@ -53,7 +56,7 @@ def assemble(recipe: Recipe) -> Run:
     frozen = None
     if isinstance(recipe.method, FromStore):
         source = TaughtSource(source, TeacherStore(Path(_named(recipe, "a store of a teacher's draws"))))
-    elif isinstance(recipe.method, Distill):
+    elif isinstance(recipe.method, Distill | OnPolicy):
         frozen = _teacher(recipe)
     initial: Callable[[], Mapping[str, Any]] | None = (lambda: stored_params(recipe)) if recipe.start else None
     return Run(recipe, source, initial=initial, frozen=frozen)
@@ -66,9 +69,17 @@ def stored_params(recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def _teacher(recipe: Recipe) -> Gemma3:
+    """The teacher where its run wants it: with a mesh array by array, as no device may hold it whole."""
+    layout = make_layout(recipe)
     with open_checkpoint(hub.resolve(_named(recipe, "a model to learn from")).path) as checkpoint:
         check_teacher(recipe.model, checkpoint.config)
-        return load_model(checkpoint, dtype=recipe.dtype)
+        if layout is None:
+            return load_model(checkpoint, dtype=recipe.dtype)
+
+        def on_host(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            return np.asarray(checkpoint.read(name)).astype(recipe.dtype if len(shape) == 2 else np.float32)
+
+        return place_model(build(checkpoint.config, on_host), layout)
 
 
 def _named(recipe: Recipe, what: str) -> str:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gemworks.errors import CheckpointError, ConfigError, StorageError
+from gemworks.parallel import multihost
 from gemworks.train.recipe import Execution, Recipe, differences, flat
 from gemworks.train.state import State
 from gemworks.weights.atomic import replacing
@@ -47,6 +48,29 @@ def claim(directory: Path, recipe: Recipe, data_digest: str, *, accept_changes: 
         partial.write_text(text, encoding="utf-8")
 
 
+def claim_together(directory: Path, recipe: Recipe, data_digest: str, *, accept_changes: bool = False) -> None:
+    """`claim` for a run of any number of processes: the first claims, the others must see that, and have the same."""
+
+    def first() -> None:
+        if multihost.is_first():
+            claim(directory, recipe, data_digest, accept_changes=accept_changes)
+
+    def other() -> None:
+        if multihost.is_first():
+            return
+        if not (directory / RECIPE_FILE).is_file():
+            raise ConfigError(
+                f"{directory} must be one directory that all processes see: process 0 wrote {RECIPE_FILE} and it is "
+                "not there."
+            )
+        mine = json.loads(json.dumps(flat(recipe) | {"data_digest": data_digest}))
+        if changed := differences(read_recipe(directory), mine):
+            raise ConfigError("was started with another recipe than process 0:\n  " + "\n  ".join(changed))
+
+    multihost.together(first)
+    multihost.together(other)
+
+
 class Checkpoints:
     """The checkpoints of one run. `save` returns when the state is copied; errors of writing come with the next.
 
@@ -71,8 +95,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, error: Any, *_: Any) -> None:
+        # Closing waits for the other processes, which an error may have ended.
+        if error is None or multihost.count() == 1:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
@@ -115,7 +141,7 @@ class Checkpoints:
             ) from error
 
     def _check_space(self, state: State) -> None:
-        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        needed = sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in _shards(x))
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise StorageError(_no_room(self.path, f"needs {needed:,} bytes, and its disk has {free:,} bytes free"))
@@ -131,6 +157,11 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise StorageError(f"{self.path}: a checkpoint could not be written: {_first_line(error)}") from error
             raise
+
+
+def _shards(x: Any) -> list[Any]:
+    """What this process writes of an array: each part once."""
+    return [one for one in x.addressable_shards if one.replica_id == 0]
 
 
 def _no_room(path: Path, what: str) -> str:

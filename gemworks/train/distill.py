@@ -9,10 +9,12 @@ The teacher's forward pass is the cost: no gradient, about a third of a step of 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gemworks.errors import ConfigError
 from gemworks.model.config import TextConfig
@@ -20,7 +22,8 @@ from gemworks.model.gemma3 import Gemma3
 from gemworks.ops.kv import Array
 from gemworks.ops.train.head import WORDS_AT_ONCE, token_logits
 from gemworks.ops.train.product import linear
-from gemworks.train.forward import Rows, head_rows, hidden
+from gemworks.parallel.plan import ROWS
+from gemworks.train.forward import Layout, Rows, head_rows, hidden
 from gemworks.train.loss import Call, Terms, num_targets, weighted_sum
 from gemworks.train.targets import NUM_DRAWS, SCHEMES, Scheme, sampled_targets
 
@@ -95,15 +98,30 @@ class FromStore:
 def teach(settings: Distill, teacher: Gemma3, rows: Rows, call: Call) -> tuple[jax.Array, jax.Array]:
     """Return (drawn_BTC, taught_BTC) for every token of the rows."""
     teacher = jax.lax.stop_gradient(teacher)
-    h_BTD = hidden(teacher, rows, None, remat=False)
+    h_BTD = hidden(teacher, rows, call.layout, remat=False)
     head = head_rows(teacher)
     keys = jax.random.split(call.key, h_BTD.shape[0])
 
-    def row(one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        h_TD, key = one
+    def row(h_TD: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return sampled_targets(key, linear(h_TD, head) / settings.temperature, settings.scheme, settings.draws)
 
-    return jax.lax.map(row, (h_BTD, keys))
+    # Rows of different devices at once, one of each: R of them.
+    R = 1 if call.layout is None else call.layout.plan.shape.rows
+    placed = (lambda x: x) if call.layout is None else partial(_turn_on_devices, call.layout)
+
+    def apart(x: jax.Array) -> jax.Array:
+        return placed(jnp.moveaxis(x.reshape(R, -1, *x.shape[1:]), 1, 0))
+
+    def together(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(placed(x), 0, 1).reshape(-1, *x.shape[2:])
+
+    drawn, taught = jax.lax.map(lambda turn: jax.vmap(row)(*turn), (apart(h_BTD), apart(keys)))
+    return together(drawn), together(taught)
+
+
+def _turn_on_devices(layout: Layout, x: jax.Array) -> jax.Array:
+    """x [turns, R, T, ...] (or the turns' keys) placed so that a device has the rows that are its own in the batch."""
+    return layout.put(x, PartitionSpec(None, *ROWS) if x.ndim > 2 else PartitionSpec(None, ROWS[0]))
 
 
 def check_teacher(student: TextConfig, teacher: TextConfig) -> None:

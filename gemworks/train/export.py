@@ -7,11 +7,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gemworks.parallel import multihost
 from gemworks.train.recipe import Recipe
 from gemworks.train.state import State
 from gemworks.weights.save import Source, save_hf
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def gathered(state: State) -> State:
+    """Return the state with all of what `export` writes on the host; every process of a run calls this."""
+    if multihost.count() == 1:
+        return state
+    kept = {name: multihost.whole(array) for name, array in (state.ema or state.params).items()}
+    return state._replace(opt=None, params={} if state.ema else kept, ema=kept if state.ema else {})
 
 
 def export(out: Path, recipe: Recipe, state: State, *, tokenizer: Path | None = None) -> None:

@@ -5,7 +5,7 @@ model that computes, its matrices in the compute dtype: the arrays that serving 
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,7 +18,9 @@ from gemworks.model.config import TextConfig
 from gemworks.model.gemma3 import Batch, Block, Gemma3, build
 from gemworks.ops import select
 from gemworks.ops.kv import Array, RowsPlan
-from gemworks.parallel.plan import ROWS, ShardPlan
+from gemworks.parallel import multihost
+from gemworks.parallel.mesh import MeshShape
+from gemworks.parallel.plan import ROWS, ShardPlan, make_plan
 
 # B rows, T tokens a row, D model width
 
@@ -46,6 +48,29 @@ class Layout(NamedTuple):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
+def layout_of(config: TextConfig, layout: Layout) -> Layout:
+    """Return the mesh of a layout with the plan of another model: a teacher is divided as a student of its shape."""
+    return Layout(layout.mesh, _plan(config, layout.plan.shape))
+
+
+@lru_cache(maxsize=8)
+def _plan(config: TextConfig, shape: MeshShape) -> ShardPlan:
+    return make_plan(config, parameter_shapes(config), shape)
+
+
+def place_model(model: Gemma3, layout: Layout | None) -> Gemma3:
+    """Return the model with every array where the plan of its own shape puts it; None: as it is."""
+    if layout is None:
+        return model
+    placements = layout_of(model.config, layout).plan.placements
+
+    def one(path, leaf):
+        name = ".".join(str(getattr(key, "name", getattr(key, "idx", ""))) for key in path)
+        return multihost.put_whole(leaf, NamedSharding(layout.mesh, placements[name].stored))
+
+    return jax.tree_util.tree_map_with_path(one, model)
+
+
 def parameter_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's shape by our names, in the model's order."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -68,6 +93,7 @@ def hidden(model: Gemma3, rows: Rows, layout: Layout | None = None, *, remat: bo
     local, global_ = (RowsPlan(rows.position_BT, rows.segment_BT, one, dtype) for one in (window, None))
     batch = Batch(rows.ids_BT, rows.position_BT, local, global_)
     if layout is not None:
+        layout = layout_of(config, layout)
         model = _gathered_table(model, layout)
     with select.force("*", "train"):
         h_BTD, _ = model(batch, each_layer=partial(_layer, layout=layout, remat=remat))

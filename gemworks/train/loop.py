@@ -9,39 +9,32 @@ simulated CPU devices, which wait for each other for ever when two programs are 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gemworks.errors import ConfigError, GemworksError
+from gemworks.model.gemma3 import Gemma3
+from gemworks.parallel import multihost
 from gemworks.parallel.mesh import make_mesh
 from gemworks.parallel.plan import check_batch, make_plan, state_shardings
-from gemworks.train.checkpoints import Checkpoints, claim
-from gemworks.train.forward import Layout, Rows, parameter_shapes
+from gemworks.train.checkpoints import Checkpoints, claim_together
+from gemworks.train.feed import Source, read_batch
+from gemworks.train.forward import Layout, parameter_shapes, place_model
 from gemworks.train.guard import first_bad
 from gemworks.train.metrics import Metrics
 from gemworks.train.recipe import Execution, Recipe
 from gemworks.train.speed import flops_per_token, matmul_peak
 from gemworks.train.state import State, new_state, random_params, state_shapes
-from gemworks.train.step import Seen, make_step, put_batch
+from gemworks.train.step import Seen, make_step
 
 
 class NotFinite(GemworksError):
     """A loss or gradient stopped being a number; the message says where, and where the last good state is."""
-
-
-class Source(Protocol):
-    """Where batches come from: a pure function of the step. data.batches.PackedSource is one."""
-
-    digest: str
-
-    def batch(self, step: int) -> Any:
-        """Return the batch of a step: data.batches.Batch, or a NamedTuple of arrays with the rows in front."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,20 +69,28 @@ def train(
     """Train until the recipe's steps are done or `should_stop`, from the newest checkpoint of `directory` if any.
 
     Raises ConfigError for a recipe that does not fit the directory, the data or the devices; StorageError if a
-    checkpoint cannot be written; NotFinite when the loss stops being a number, with a checkpoint saved.
+    checkpoint cannot be written; NotFinite when the loss stops being a number, with a checkpoint saved; PeerLost in a
+    run of several processes (parallel/multihost.py), which all call this. Only the first of them has `observe` called;
+    `should_stop` of any stops all.
     """
     recipe = run.recipe
     layout = make_layout(recipe)
-    _check_source(run)
-    claim(directory, recipe, run.source.digest, accept_changes=accept_changes)
+    multihost.together(lambda: _check_source(run))
+    claim_together(directory, recipe, run.source.digest, accept_changes=accept_changes)
+    run = replace(run, frozen=place_model(run.frozen, layout) if isinstance(run.frozen, Gemma3) else run.frozen)
     with Checkpoints(directory, recipe.execution) as checkpoints:
-        state = begin(run, checkpoints, layout)
-        done = int(state.step)
-        peak = matmul_peak(recipe.dtype) * recipe.execution.mesh.size if measure_peak else None
-        with Metrics(directory, done) as metrics:
-            loop = _Loop(run, layout, checkpoints, [metrics.write, *observe], peak)
-            state = loop.go(state, done, should_stop)
-        checkpoints.wait()
+        try:
+            state = begin(run, checkpoints, layout)
+            done = int(state.step)
+            peak = matmul_peak(recipe.dtype) * recipe.execution.mesh.size if measure_peak else None
+            with Metrics(directory, done) if multihost.is_first() else nullcontext() as metrics:
+                observers = [] if metrics is None else [metrics.write, *observe]
+                state = _Loop(run, layout, checkpoints, observers, peak).go(state, done, should_stop)
+            checkpoints.wait()
+        except Exception as error:
+            if multihost.is_lost_peer(error):
+                raise multihost.lost(checkpoints.path) from error
+            raise
     return Result(state, int(state.step) == recipe.steps)
 
 
@@ -99,7 +100,9 @@ def make_layout(recipe: Recipe) -> Layout | None:
     check_batch(shape, rows=recipe.rows // recipe.accumulate, tokens=recipe.tokens)
     if shape.size == 1:
         return None
-    return Layout(make_mesh(shape), make_plan(recipe.model, parameter_shapes(recipe.model), shape))
+    mesh = make_mesh(shape)
+    multihost.check_mesh(mesh)
+    return Layout(mesh, make_plan(recipe.model, parameter_shapes(recipe.model), shape))
 
 
 def begin(run: Run, checkpoints: Checkpoints | None, layout: Layout | None) -> State:
@@ -112,20 +115,15 @@ def begin(run: Run, checkpoints: Checkpoints | None, layout: Layout | None) -> S
     wanted = parameter_shapes(run.recipe.model)
     if wrong := [n for n, shape in wanted.items() if n not in given or tuple(given[n].shape) != shape]:
         raise ConfigError(f"the parameters to start from must be those of the recipe's model; wrong: {wrong[:10]}.")
-    params = {name: jnp.array(given[name], jnp.float32) for name in wanted}
+    # Committed to the device as what a checkpoint gives is: one compiled step serves both.
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    left, params = dict(given), {}
+    for name in wanted:  # the host's are let go one by one
+        array = np.asarray(left.pop(name), np.float32)
+        params[name] = multihost.put_whole(array, one if shardings is None else shardings.params[name])
     if shardings is None:
-        # Committed to the device as what a checkpoint gives is: one compiled step serves both.
         return jax.device_put(new_state(run.recipe, params), jax.devices()[0])
-    params = jax.device_put(params, shardings.params)
     return jax.jit(lambda params: new_state(run.recipe, params), out_shardings=shardings)(params)
-
-
-def rows_of(batch: Any) -> Any:
-    """Return a batch of the data pipeline as Rows; another method's batch, a NamedTuple of arrays, as it is."""
-    if not is_dataclass(batch):
-        return batch
-    arrays = {name: np.asarray(getattr(batch, name)) for name in Rows._fields}
-    return Rows(**arrays | {"loss_mask_BT": arrays["loss_mask_BT"].astype(np.float32)})
 
 
 class _Loop:
@@ -143,19 +141,23 @@ class _Loop:
         self.peak = peak
         # Programs of several CPU devices that are queued at once may each hold threads that the other waits for.
         self.is_queued = not (layout is not None and jax.default_backend() == "cpu")
+        self.vote = multihost.Vote(layout.mesh) if layout is not None and multihost.count() > 1 else None
+        self.asked: jax.Array | None = None
 
     def go(self, state: State, done: int, should_stop: Callable[[], bool]) -> State:
         every = self.recipe.execution.checkpoint_every
         waiting: tuple[int, Seen, Any, float] | None = None
         for n in range(done, self.recipe.steps):
-            if should_stop():
+            if self._stops(should_stop):
                 break
             started = time.perf_counter()
-            batch = put_batch(rows_of(self.run.source.batch(n)), self.recipe, self.layout)
+            batch = read_batch(self.run.source, n, self.recipe, self.layout)
             state, seen = self.step(state, np.int32(n), batch, self.run.frozen)
             if waiting is not None:
                 self._look(*waiting, state)
             waiting = n, seen, batch, started
+            if not self.is_queued:
+                jax.block_until_ready(state)
             if not self.is_queued or (n + 1) % every == 0:
                 self._look(*waiting, state)
                 waiting = None
@@ -166,6 +168,17 @@ class _Loop:
         if int(state.step) > done:
             self.checkpoints.save(int(state.step), state)
         return state
+
+    def _stops(self, should_stop: Callable[[], bool]) -> bool:
+        """Whether to stop, with several processes one answer for all: where steps are queued, that to the last one's
+        question, which is there already.
+        """
+        if self.vote is None:
+            return should_stop()
+        asked, self.asked = self.asked, self.vote.cast(should_stop())
+        if not self.is_queued:
+            asked = jax.block_until_ready(self.asked)
+        return asked is not None and int(asked) > 0
 
     def _look(self, n: int, seen: Seen, batch: Any, started: float, state: State) -> None:
         """Wait for a step's figures, record them, and stop the run if they are not numbers."""

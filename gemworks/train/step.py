@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemworks.parallel.plan import ROWS, state_shardings
+from gemworks.parallel.plan import state_shardings
 from gemworks.train.forward import Layout, model_of, parameter_shapes
 from gemworks.train.loss import Call, Terms
 from gemworks.train.optimizer import make_optimizer, schedule
@@ -107,18 +107,6 @@ def _as_stored(grads: dict, layout: Layout | None) -> dict:
     if layout is None:
         return grads
     return {name: layout.put(g, layout.plan.placements[name].stored) for name, g in grads.items()}
-
-
-def put_batch(batch: Any, recipe: Recipe, layout: Layout | None) -> Any:
-    """Return the batch's arrays [rows, ...] as [A, B, ...] on the devices."""
-
-    def one(x):
-        x = x.reshape(recipe.accumulate, -1, *x.shape[1:])
-        if layout is None:
-            return jnp.asarray(x)
-        return jax.device_put(x, NamedSharding(layout.mesh, PartitionSpec(*(None, *ROWS)[: x.ndim])))
-
-    return jax.tree.map(one, batch)
 
 
 def _averaged(recipe: Recipe, state: State, params: dict) -> dict:

@@ -160,14 +160,14 @@ class TaughtSource:
         self.source, self.store = source, store
         self.digest = hashlib.sha256(json.dumps([source.digest, store.header]).encode()).hexdigest()
 
-    def batch(self, step: int) -> TaughtRows:
-        """Return the batch of a step with its draws."""
-        batch = self.source.batch(step)
-        rows = [np.asarray(getattr(batch, name)) for name in Rows._fields]
-        B = len(rows[0])
-        taught = [self.store.row(step * B + b, rows[0][b]) for b in range(B)]
-        rows[2] = rows[2].astype(np.float32)
-        return TaughtRows(*rows, *(np.stack(part) for part in zip(*taught, strict=True)))
+    def batch(self, step: int, rows: slice | None = None) -> TaughtRows:
+        """Return the batch of a step, or these rows of it, with its draws."""
+        batch = self.source.batch(step, rows)
+        parts = [np.asarray(getattr(batch, name)) for name in Rows._fields]
+        first = step * (self.source.batch_rows if rows else len(parts[0])) + (rows.start if rows else 0)
+        taught = [self.store.row(first + b, ids_T) for b, ids_T in enumerate(parts[0])]
+        parts[2] = parts[2].astype(np.float32)
+        return TaughtRows(*parts, *(np.stack(part) for part in zip(*taught, strict=True)))
 
 
 def _begin(path: Path, header: dict[str, Any]) -> int:

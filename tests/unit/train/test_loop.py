@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from nano_runs import RandomRows, nano_recipe
@@ -12,11 +13,12 @@ from nano_runs import RandomRows, nano_recipe
 from gemworks.errors import ConfigError, StorageError
 from gemworks.train import checkpoints, loop, metrics
 from gemworks.train.checkpoints import Checkpoints
+from gemworks.train.feed import put_batch
 from gemworks.train.guard import first_bad
 from gemworks.train.loop import NotFinite, Run, begin, train
 from gemworks.train.recipe import Execution, Optimizer
 from gemworks.train.state import random_params
-from gemworks.train.step import make_step, put_batch
+from gemworks.train.step import make_step
 
 
 def run_of(recipe, **changes) -> Run:
@@ -128,7 +130,7 @@ def test_disk_too_small_for_a_checkpoint_is_one_sentence(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(StorageError, match=r"needs [\d,]+ bytes, and its disk has 1,000 bytes free"):
-        loop.Checkpoints(tmp_path, nano_recipe().execution).save(1, whole[1])
+        loop.Checkpoints(tmp_path, nano_recipe().execution).save(1, jax.tree.map(jnp.asarray, whole[1]))
 
 
 def step_of(recipe):

@@ -54,6 +54,17 @@ def test_parameters_and_optimizer_state_take_an_eighth_on_each_of_eight_devices(
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(("mesh", "layers"), [("fsdp=8", 26), ("fsdp=8", 6), ("fsdp=4,tensor=2", 1)])
+def test_memory_of_a_step_of_1b_is_what_the_plan_says(mesh, layers):
+    """Of the compiled program, which nothing runs: its arguments and its temporaries."""
+    got = child("step_memory", mesh, str(layers))
+    needed = got["arguments"] + got["temporaries"]
+    assert needed == pytest.approx(got["planned"], rel=0.1), got
+    assert got["reused"] > 0.99 * got["outputs"], "the state is used up, not copied"
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_checkpoint_of_eight_devices_continues_on_four_and_one(tmp_path):
     """Three legs of a run, each on another mesh, against the same steps on one device."""
     legs = [("fsdp=4,tensor=2", 8, 3), ("fsdp=2,seq=2", 4, 6), ("", 1, 8)]

@@ -13,12 +13,13 @@ from gemworks.model.gemma3 import full_batch
 from gemworks.ops import select
 from gemworks.ops.train.head import num_parts, token_logits
 from gemworks.ops.train.product import embed
+from gemworks.train.feed import put_batch
 from gemworks.train.forward import hidden, model_of
 from gemworks.train.loop import Run, begin
 from gemworks.train.loss import Call, NextToken
 from gemworks.train.recipe import Optimizer
 from gemworks.train.state import random_params
-from gemworks.train.step import gradient, make_step, put_batch
+from gemworks.train.step import gradient, make_step
 
 
 def start(recipe):
