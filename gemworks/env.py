@@ -6,6 +6,8 @@ GEMWORKS_PACKED_LIMIT  room for packed models, as 20GB     (50 GB, or half of wh
 GEMWORKS_BACKEND    force a backend for every op              (chosen by ops.select)
 GEMWORKS_ISA        instruction set of the CPU kernels        (the widest this CPU has)
 GEMWORKS_THREADS    threads of the CPU kernels                (the cores this process may use)
+GEMWORKS_HOST       where `gemworks ps` and `stop` find a server  (127.0.0.1:11434)
+GEMWORKS_API_KEY    the key they send to it                   (none)
 HF_TOKEN            token for gated repositories              (also read by huggingface_hub itself)
 HF_ENDPOINT         another hub                               (--endpoint wins)
 """
@@ -67,6 +69,16 @@ def compiler_settings() -> dict[str, str]:
     """Variables that change what is computed: XLA's, jax's, and our own choices of backend, kernels and threads."""
     own = ("GEMWORKS_BACKEND", "GEMWORKS_ISA", "GEMWORKS_THREADS")
     return {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_")) or name in own}
+
+
+def server_address() -> str | None:
+    """Where a running server is: a host, host:port or URL; None for this machine's."""
+    return os.environ.get("GEMWORKS_HOST", "").strip() or None
+
+
+def api_key() -> str | None:
+    """The API key that the command line sends to a running server, or None."""
+    return os.environ.get("GEMWORKS_API_KEY", "").strip() or None
 
 
 def hub_token() -> str | None:

@@ -34,18 +34,10 @@ def save(name: str, modelfile, *, folder: Path, where: str) -> Path:
 
     `folder` is what a relative FROM is relative to, `where` the file's name in messages.
     """
-    from gemworks.weights import hub, store
+    from gemworks.weights import creating
 
-    _check_name(name)
     check_parameters(modelfile.parameters, where)
-    _check_template(modelfile.template, where)
-    _check_messages(modelfile.messages, where)
-    merged = hub.merged_base(modelfile, folder)
-    try:
-        hub.resolve(merged.base)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: FROM {modelfile.base}: {error}") from error
-    return store.save_created(name, merged)
+    return creating.save(name, modelfile, where=where, folder=folder)
 
 
 def check_parameters(parameters, where: str) -> None:
@@ -73,34 +65,3 @@ def _read(file: Path) -> tuple[str, str, Path]:
         raise StorageError(f"{file} cannot be read: {error.strerror}.\nName a Modelfile with -f.") from error
     except UnicodeDecodeError as error:
         raise StorageError(f"{file} must be UTF-8 text to be a Modelfile, and it is not.") from error
-
-
-def _check_name(name: str) -> None:
-    from gemworks.weights import hub
-
-    if name == "tiny" or hub.repository_of(name.removesuffix(":latest")) == hub.repository_of("gemma3"):
-        raise ConfigError(f'"{name}" is the name of a released model. Choose another name.')
-    if "/" not in name and hub.repository_of(name):
-        raise ConfigError(f'"{name}" is the name of a released model. Choose another name.')
-
-
-def _check_template(template: str | None, where: str) -> None:
-    from gemworks.tokenizer.chat import is_gemma_template
-
-    if template is not None and not is_gemma_template(template):
-        raise ConfigError(
-            f"{where}: TEMPLATE must be Gemma's own chat template, and this one is another.\n"
-            "Gemworks always renders chats as Gemma 3 was trained to read them: take the TEMPLATE lines out."
-        )
-
-
-def _check_messages(messages, where: str) -> None:
-    spoken = [role for role, _ in messages if role != "system"]
-    wanted = [("user", "assistant")[i % 2] for i in range(len(spoken))]
-    if spoken != wanted or (messages and spoken[-1:] != ["assistant"]):
-        raise ConfigError(
-            f"{where}: MESSAGE lines must alternate user and assistant, beginning with user and ending with assistant, "
-            f"got {', '.join(role for role, _ in messages)}."
-        )
-    if any(role == "system" for role, _ in messages):
-        raise ConfigError(f"{where}: MESSAGE system is SYSTEM in Gemma's chats; write the text in a SYSTEM line.")

@@ -16,18 +16,22 @@ from typing import Annotated, Any
 import typer
 
 import gemworks
-from gemworks.cli import bench, console, data, guard
+from gemworks.cli import bench, console, data, guard, key
 from gemworks.cli.convert import convert
 from gemworks.cli.create import create
 from gemworks.cli.doctor import doctor
 from gemworks.cli.list_ import list_
 from gemworks.cli.plan import plan
+from gemworks.cli.ps import ps
 from gemworks.cli.pull import pull
 from gemworks.cli.quantize import quantize
 from gemworks.cli.rm import rm
 from gemworks.cli.run import run
+from gemworks.cli.serve import serve
 from gemworks.cli.show import show
+from gemworks.cli.stop import stop
 from gemworks.cli.train import train
+from gemworks.cli.usage import usage
 from gemworks.errors import GemworksError, GemworksWarning
 
 app = typer.Typer(
@@ -62,7 +66,10 @@ def _top(
 
 
 app.command("run", help=run.__doc__)(run)
+app.command("serve", help=serve.__doc__)(serve)
 app.command("pull", help=pull.__doc__)(pull)
+app.command("ps", help=ps.__doc__)(ps)
+app.command("stop", help=stop.__doc__)(stop)
 app.command("list", help=list_.__doc__)(list_)
 app.command("show", help=show.__doc__)(show)
 app.command("rm", help=rm.__doc__)(rm)
@@ -72,9 +79,11 @@ app.command("quantize", help=quantize.__doc__)(quantize)
 app.command("train", help=train.__doc__)(train)
 app.command("plan", help=plan.__doc__)(plan)
 app.command("doctor", help=doctor.__doc__)(doctor)
+app.command("usage", help=usage.__doc__)(usage)
 app.add_typer(guard.app, name="guard")
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
+app.add_typer(key.app, name="key")
 
 
 def main() -> None:

@@ -56,12 +56,11 @@ def run(
     frames = _given(_Frames(max_frames, sampling))
     if frames and video is None:
         raise ConfigError("--max-frames and --sampling say which frames of a video are read: give them with --video.")
-    form = None if schema is None else _read_schema(schema)
+    form = _read_schema(schema) if schema else None
     _find(model)
     text = read_prompt(prompt)
     if text is None and (json or form):
-        name = "--json" if json else "--schema"
-        raise ConfigError(f"{name} needs a prompt, as an argument or on stdin; a conversation has no single answer.")
+        raise ConfigError(f"--{'json' if json else 'schema'} needs a prompt, as an argument or on stdin.")
     sights = _Sights(image or [], video, frames, pan_and_scan)
     pictures = sights.read(model)  # what is wrong with them is told before seconds go into loading
     chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}

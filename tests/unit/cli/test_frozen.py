@@ -11,9 +11,28 @@ COMMANDS = {
             "--system", "--image", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop",
             "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--raw", "--context", "--dtype",
             "--quant", "--embed", "--kv", "--adapter", "--verbose", "--json", "--pan-and-scan", "--video",
-            "--max-frames", "--sampling",
+            "--max-frames", "--sampling", "--schema",
         },
     },
+    "serve": {
+        "arguments": ["models..."],
+        "flags": {
+            "--config", "--host", "--port", "--keys", "--context", "--quant", "--kv", "--max-sequences", "--max-loaded",
+            "--keep-alive", "--certificate", "--private-key", "--dry-run",
+        },
+    },
+    "key add": {
+        "arguments": ["name"],
+        "flags": {
+            "--keys", "--requests-per-minute", "--tokens-per-minute", "--concurrency", "--priority", "--admin",
+            "--json",
+        },
+    },
+    "key list": {"arguments": [], "flags": {"--keys", "--json"}},
+    "key revoke": {"arguments": ["name"], "flags": {"--keys"}},
+    "usage": {"arguments": [], "flags": {"--by", "--key", "--since", "--file", "--json"}},
+    "ps": {"arguments": [], "flags": {"--json"}},
+    "stop": {"arguments": ["models..."], "flags": {"--json"}},
     "pull": {"arguments": ["model"], "flags": {"--endpoint", "--json"}},
     "list": {"arguments": [], "flags": {"--json"}},
     "show": {"arguments": ["model"], "flags": {"--modelfile", "--json"}},
@@ -29,7 +48,10 @@ COMMANDS = {
     },
     "train": {
         "arguments": ["recipe", "settings..."],
-        "flags": {"--out", "--tokenizer", "--dry-run", "--accept-changes"},
+        "flags": {
+            "--out", "--tokenizer", "--dry-run", "--accept-changes", "--coordinator", "--processes", "--process",
+            "--watched",
+        },
     },
     "plan": {
         "arguments": ["model"],

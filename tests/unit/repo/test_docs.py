@@ -72,13 +72,31 @@ def commands() -> dict[str, frozenset[str]]:
 def wrong_commands(text: str) -> list[str]:
     """Lines of sh blocks that call a make target, a command or an option that does not exist."""
     wrong = []
-    for line in "".join(blocks(text, "sh")).splitlines():
+    for line in shell_lines("".join(blocks(text, "sh"))):
         for words in pipeline(line):
             if words[:1] == ["make"]:
                 wrong += [f"make {w}" for w in words[1:] if "=" not in w and w not in make_targets()]
             elif words[:1] == ["gemworks"]:
                 wrong += wrong_words(words[1:])
     return wrong
+
+
+def shell_lines(text: str) -> list[str]:
+    """Commands of a shell text: lines, joined where a backslash or an open quote goes on in the next."""
+    found, open_ = [], ""
+    for line in text.splitlines():
+        line = open_ + line
+        if line.endswith("\\"):
+            open_ = line[:-1] + " "
+            continue
+        try:
+            shlex.split(line, comments=True)
+        except ValueError:  # a quote is open
+            open_ = line + "\n"
+            continue
+        found.append(line)
+        open_ = ""
+    return [*found, open_] if open_ else found
 
 
 def pipeline(line: str) -> list[list[str]]:

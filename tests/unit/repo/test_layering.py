@@ -36,7 +36,9 @@ ALLOWED = {
     "media": _BASE,
     "text": _TEXT,
     "safety": _BASE | {"tokenizer"},
+    "tools": _BASE,
     "llm": _WEIGHTS | _TEXT | {"engine", "safety"},
+    "server": _WEIGHTS | _TEXT | {"engine", "llm", "__init__"},  # __init__: the version
     "rl": _WEIGHTS | _TEXT | {"engine", "train", "data", "llm"},
     "data": _TEXT,
     "bench": _WEIGHTS | _TEXT | {"engine", "llm"},
@@ -55,7 +57,10 @@ NO_JAX = ("data", "tokenizer", "media", "text", "safety", "server", "tools", *_E
 JAX = {"jax", "jaxlib", "equinox", "optax", "orbax", "flax"}
 BACKENDS = ("gemworks.ops.cpu", "gemworks.ops.gpu")
 # Import name -> the declared dependency that brings it, where the two differ.
-BROUGHT_BY = {"PIL": "pillow", "ml_dtypes": "jax", "jaxlib": "jax", "click": "typer"}
+BROUGHT_BY = {
+    **{"PIL": "pillow", "ml_dtypes": "jax", "jaxlib": "jax", "click": "typer", "httpx": "huggingface_hub"},
+    **{"starlette": "fastapi", "prometheus_client": "prometheus-client", "pydantic_core": "pydantic"},
+}
 
 
 @dataclass(frozen=True)
@@ -164,22 +169,29 @@ def jax_violations(trees: dict[str, ast.Module]) -> list[str]:
     """Modules of NO_JAX from which jax is reached, with the way. A package's __init__ runs before its modules."""
     found = all_imports(trees)
 
-    def way_to_jax(module: str, seen: frozenset[str]) -> list[str] | None:
-        if module.split(".")[0] in JAX:
-            return [module]
-        if module not in found or module in seen:
-            return None
+    def nexts(module: str) -> list[str]:
         parents = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
         # What a parent package imports lazily is its own business; what the module imports lazily is reached too.
-        nexts = [i.name for i in found[module] if not i.is_typing]
-        nexts += [i.name for p in parents for i in found.get(p, []) if not i.is_typing and not i.is_lazy]
-        for name in nexts:
-            if way := way_to_jax(name, seen | {module}):
-                return [module, *way]
+        own = [i.name for i in found[module] if not i.is_typing]
+        return own + [i.name for p in parents for i in found.get(p, []) if not i.is_typing and not i.is_lazy]
+
+    def way_to_jax(start: str) -> list[str] | None:
+        """The shortest one: breadth first, each module once."""
+        came_from: dict[str, str | None] = {start: None}
+        for module in (queue := [start]):
+            if module.split(".")[0] in JAX:
+                way = [module]
+                while (before := came_from[way[0]]) is not None:
+                    way.insert(0, before)
+                return way
+            for name in nexts(module) if module in found else ():
+                if name not in came_from:
+                    came_from[name] = module
+                    queue.append(name)
         return None
 
     starts = [m for m in found if any((m + ".").startswith(f"gemworks.{free}.") for free in NO_JAX)]
-    ways = (way_to_jax(start, frozenset()) for start in starts)
+    ways = (way_to_jax(start) for start in starts)
     return [f"jax is reached: {' -> '.join(way)}" for way in ways if way]
 
 
@@ -257,7 +269,11 @@ def effects(statement: ast.stmt) -> Iterator[ast.expr]:
                 yield decorator
 
 
-def dependency_violations(trees: dict[str, ast.Module], declared: set[str]) -> list[str]:
+# Extras that a part of the package is nothing without: only whoever installed them imports it.
+NEEDS = {"server": "serve"}
+
+
+def dependency_violations(trees: dict[str, ast.Module], declared: set[str], extras: dict[str, set[str]]) -> list[str]:
     """Imports of packages that the core does not declare. What extras bring is imported lazily, inside a function."""
     return [
         f"{module}:{item.line} imports {top}, which the core dependencies do not declare"
@@ -265,7 +281,8 @@ def dependency_violations(trees: dict[str, ast.Module], declared: set[str]) -> l
         for item in found
         if not item.is_lazy and not item.is_typing
         for top in [item.name.split(".")[0]]
-        if top not in sys.stdlib_module_names | {"gemworks"} and BROUGHT_BY.get(top, top).lower() not in declared
+        if top not in sys.stdlib_module_names | {"gemworks"}
+        and BROUGHT_BY.get(top, top).lower() not in declared | extras.get(NEEDS.get(unit(module), ""), set())
     ]
 
 
@@ -284,9 +301,16 @@ def oracle_violations(trees: dict[str, ast.Module]) -> list[str]:
     ]
 
 
-def declared_dependencies() -> set[str]:
+@cache
+def declared() -> tuple[set[str], dict[str, set[str]]]:
+    """The packages of the core, and of every extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in project["dependencies"]}
+
+    def names(lines: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in lines}
+
+    extras = {extra: names(lines) for extra, lines in project["optional-dependencies"].items()}
+    return names(project["dependencies"]), extras
 
 
 RULES = {
@@ -296,7 +320,7 @@ RULES = {
     "environ": environ_violations,
     "print": print_violations,
     "side effects": side_effect_violations,
-    "dependencies": lambda trees: dependency_violations(trees, declared_dependencies()),
+    "dependencies": lambda trees: dependency_violations(trees, *declared()),
     "oracle": oracle_violations,
 }
 
