@@ -95,10 +95,9 @@ class LLM:
         self.dtype, self.is_chat, self.num_parameters = loaded.dtype, loaded.is_chat, loaded.num_parameters
         self._defaults = dict(created.sampling) if created else {}
         self._open_eyes = cache(partial(open_eyes, resolved.path, dtype=dtype))
-        self._prompter = Prompter(self.tokenizer, self.name, self._open_eyes, opening=_opening(created, self.is_chat))
-        self._default_adapter: str | None = None
         self._grammars = cache(partial(self._read_grammars, loaded.vocab))
-        guesses = None
+        self._prompter = Prompter(self.tokenizer, self.name, self._open_eyes, opening=_opening(created, self.is_chat))
+        self._default_adapter, guesses = None, None
         if draft is not None:
             told = {"vocab": loaded.vocab, "context": self.context, "tokenizer": self.tokenizer}
             guesses = new_proposer(draft, **told, load=lambda name: load(resolve(name).path, dtype=dtype, quant=plan))
