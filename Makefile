@@ -27,11 +27,11 @@ run: .venv/.installed-dev
 	$(BIN)/gemworks run tiny "$(PROMPT)" </dev/null
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not exhaustive" --durations=15 --durations-min=1 $(QUICK_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not exhaustive" --durations=15 --durations-min=1 $(QUICK_TESTS)
 
 test-oracle: .venv/.installed-oracle
 	$(BIN)/python -m pytest --durations=15 --durations-min=1 $(ORACLE_TESTS)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m exhaustive --durations=15 $(QUICK_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m exhaustive --durations=15 $(QUICK_TESTS)
 
 # The tests of csrc/tests, a program of their own; $(call kernel_tests,FOLDER,CMAKE OPTIONS) builds it.
 NATIVE := build/native

@@ -37,19 +37,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
-# Folders whose tests share something that takes seconds to make: one process runs all of a folder. Elsewhere a file is
-# what one process runs, so that what its tests share is made once. The longest come first, or one process ends alone.
-_TOGETHER = ("tests/system/server", "tests/golden/tokenizer", "tests/system/tools")
+# `make test` gives a file to one of two processes (--dist loadfile), so that what its tests share is made once. These
+# come first, being the longest: else one process would end alone with them.
+_FIRST = ("tests/system/server", "tests/system/tools", "tests/unit/engine")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what belongs together to `pytest -n N --dist loadgroup`."""
-    for item in items:
-        file = item.path.relative_to(ROOT).as_posix()
-        group = next((folder for folder in _TOGETHER if file.startswith(folder)), file)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.path.relative_to(ROOT).as_posix().startswith(_TOGETHER))
+    """The longest files first."""
+    items.sort(key=lambda item: not item.path.relative_to(ROOT).as_posix().startswith(_FIRST))
 
 
 @pytest.fixture(scope="session")

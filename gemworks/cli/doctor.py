@@ -17,7 +17,7 @@ from gemworks.cli import console
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of a table.")] = False,
 ) -> None:
-    """Show the machine, the devices jax sees, the backend of every op and why, and the folders in use."""
+    """Show the machine, the devices jax sees, each op's backend and why, how tools can be shut in, and the folders."""
     facts = examine()
     if json:
         console.emit_json(facts)
@@ -30,6 +30,7 @@ def examine() -> dict[str, Any]:
     import jax
 
     from gemworks.ops import native, select
+    from gemworks.tools import doctor_rows
 
     processor, memory = machine.processor(), machine.memory()
     library = native.native_library()
@@ -56,6 +57,7 @@ def examine() -> dict[str, Any]:
             "why_missing": native.why_missing(),
         },
         "ops": [{"op": row.op, "backend": row.backend, "reason": row.reason} for row in select.explain()],
+        "sandbox": dict(doctor_rows()),
         "folders": {"home": _folder(env.home()), "cache": _folder(env.cache())},
         "hub": {"endpoint": env.hub_endpoint(), "token_is_set": env.hub_token() is not None},
     }
@@ -90,6 +92,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("devices", "\n".join(facts["jax"]["devices"])),
         ("C++ library", kernels),
         ("ops", "\n".join(_by_backend(facts["ops"]))),
+        ("sandbox of tools", "\n".join(f"{name}: {text}" for name, text in facts["sandbox"].items())),
         ("models", _folder_row(facts["folders"]["home"])),
         ("cache", _folder_row(facts["folders"]["cache"])),
         ("hub", f"{facts['hub']['endpoint'] or 'https://huggingface.co'}, HF_TOKEN {token}"),

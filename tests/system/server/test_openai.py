@@ -93,6 +93,7 @@ def test_stop_strings_end_answers(client):
     assert answer.choices[0].message.content == "The capital of France" and answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.exhaustive
 def test_many_clients_of_one_event_loop(server, llm):
     questions = [f"What is the capital of {name}?" for name in ("France", "Spain", "Italy", "Japan", "Peru", "Kenya")]
 

@@ -155,6 +155,7 @@ class Stream(threading.Thread):
             self.failure = type(error).__name__
 
 
+@pytest.mark.exhaustive
 def test_kill_9_and_sigterm_under_load(real, tmp_path):
     """After kill -9 the next process serves and no usage is lost; after SIGTERM streams finish, others get 503."""
     first = real()

@@ -144,6 +144,7 @@ def test_parameters_and_system_prompt_are_sent(browser, double):
     tab.close()
 
 
+@pytest.mark.exhaustive
 def test_pictures_are_shrunk_dropped_pasted_and_refused(browser, double):
     double.reset()
     tab = Tab(browser, double.url)
@@ -236,6 +237,7 @@ def test_a_hostile_answer_is_only_text(browser, double):
     tab.close()
 
 
+@pytest.mark.exhaustive
 def test_an_answer_grows_without_being_rebuilt(browser, double):
     """A block that is complete stays the same element with its selection, and reading further up is not disturbed."""
     lines = "\n".join(f"line {i} = call({i})" for i in range(60))
@@ -321,6 +323,7 @@ def test_a_key_is_asked_for_and_sent(browser, double):
     tab.close("status of 401")
 
 
+@pytest.mark.exhaustive
 def test_conversations_are_kept_found_renamed_deleted_and_moved(browser, double, tmp_path):
     double.reset(Answer("The capital is Tbilisi."), Answer("Blue."), Answer("More."))
     tab = Tab(browser, double.url)

@@ -70,6 +70,7 @@ def rage(url: str, expected: dict[Question, str], *, count: int, clients: int, s
     return storm
 
 
+@pytest.mark.exhaustive
 def test_a_storm_leaves_nothing_behind(server):
     """Every complete answer is that of the request alone, no 5xx but 503, and memory for a whole context is free."""
     where = urlsplit(server.url)

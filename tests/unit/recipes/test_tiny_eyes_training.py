@@ -69,6 +69,7 @@ def saved(tokenizer, stacks, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.exhaustive
 def test_a_tower_learns_in_a_few_steps(album):
     """By the signs of its gradient alone: from the loss of a guess, 7.5 nats, by more than one."""
     stacks = initial_tower(EYES, 0)
@@ -135,6 +136,7 @@ def test_the_directory_says_what_it_is(saved, stacks):
     assert sum(file.stat().st_size for file in saved.iterdir()) < 1_500_000
 
 
+@pytest.mark.exhaustive
 def test_serving_says_what_training_predicts(saved, stacks, tokenizer, album):
     """Greedy answers of LLM.chat, token by token the likeliest of the training pass: same tiles, wording and mask.
 
