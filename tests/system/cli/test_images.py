@@ -115,7 +115,7 @@ warnings.simplefilter("ignore")  # Pillow's, of broken EXIF
 model, folder, step = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 llm = LLM(model, context=64, max_sequences=1)
 for kind in hostile.kinds():
-    llm.request([{"type": "image", "image": hostile.healthy(kind)}])  # readers are loaded before memory is measured
+    llm.prepare([{"type": "image", "image": hostile.healthy(kind)}])  # readers are loaded before memory is measured
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 before, answers = peak(), []

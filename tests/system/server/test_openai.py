@@ -237,7 +237,8 @@ def test_the_request_id_is_the_clients_own(client):
 
 
 def running(server) -> float:
-    text = urllib.request.urlopen(f"{server.url}/metrics", timeout=10).read().decode()
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        text = response.read().decode()
     return sum(float(value) for value in re.findall(r"^gemworks_engine_running(?:{.*})? (\S+)$", text, re.M))
 
 

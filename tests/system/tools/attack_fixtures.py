@@ -8,7 +8,9 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,11 +79,24 @@ def shut(request) -> Shut:
 
 
 @pytest.fixture(scope="session")
-def bait(tmp_path_factory):
+def bait():
     """A secret file, an open descriptor on it, servers of every kind, a poisoned folder: what attacks look for."""
-    folder = tmp_path_factory.mktemp("bait")
-    for path in (folder, *folder.parents[:2]):  # pytest makes them for its user only; the attack shall meet the sandbox
-        path.chmod(0o755)
+    with open_folder() as folder:
+        yield from _bait(folder)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, as pytest's are not: an attack shall meet the sandbox.
+
+    Its path is short enough for a socket's.
+    """
+    with tempfile.TemporaryDirectory(prefix="gw-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def _bait(folder: Path) -> Iterator[SimpleNamespace]:
     secret, owned, poison = folder / "secret", folder / "owned", folder / "poison"
     secret.write_text("the secret")
     owned.write_text("the parent's")

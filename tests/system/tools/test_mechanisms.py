@@ -1,7 +1,10 @@
 """Each mechanism alone, the others off: what it is there for it holds by itself."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from system.tools.attack_fixtures import MIB, attack, interpreter_for, why_not
+from system.tools.attack_fixtures import MIB, attack, interpreter_for, open_folder, why_not
 
 from gemworks.errors import BackendError
 from gemworks.tools import Policy, Sandbox
@@ -40,16 +43,19 @@ def test_alone(name, bait):
     assert bait.received == []
 
 
-def test_the_rest_of_the_files_can_be_read_and_not_written(shut, tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    note = tmp_path / "note.txt"
-    note.write_text("hello")
-    outcome = shut.sandbox(readable=(str(tmp_path),)).call(attack("_read"), {"path": str(note)})
+@pytest.fixture
+def note() -> Iterator[Path]:
+    with open_folder() as folder:
+        (folder / "note.txt").write_text("hello")
+        yield folder / "note.txt"
+
+
+def test_the_rest_of_the_files_can_be_read_and_not_written(shut, note):
+    outcome = shut.sandbox(readable=(str(note.parent),)).call(attack("_read"), {"path": str(note)})
     assert outcome.status == "failed"  # bytes are no JSON: it was read
     assert "bytes is not JSON" in outcome.error
     code = attack("touch")._replace(source="def touch(path):\n    open(path, 'a').close()\n")
-    assert "Error" in shut.sandbox(readable=(str(tmp_path),)).call(code, {"path": str(note)}).error
+    assert "Error" in shut.sandbox(readable=(str(note.parent),)).call(code, {"path": str(note)}).error
     everything = shut.sandbox(readable=("/",)).call(attack("_read"), {"path": "/etc/hostname"})
     assert "bytes is not JSON" in everything.error or "No such file" in everything.error
 
