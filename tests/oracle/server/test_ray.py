@@ -15,6 +15,9 @@ import pytest
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "gemworks[ray]"')
 
+# Ray's own models use an argument of pydantic 1, which pydantic 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
 PORT_OPTIONS = {"host": "127.0.0.1"}
 LONG = "the red cat sings under seven blue rivers and the small house sleeps while old music plays in the sun " * 3
 
