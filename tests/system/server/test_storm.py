@@ -148,7 +148,10 @@ def storm_server(tmp_path) -> Iterator[StormServer]:
 def test_five_thousand_requests_leave_nothing_behind_and_memory_flat(storm_server):
     """The engine's own audit holds, all pages are free, and memory after the last thousand is that after the first."""
     before = storm_server.audit()
-    expected = expected_alone(storm_server.url, draw_questions(60, seed=2))
+    where = urlsplit(storm_server.url)
+    # Who else is in a step changes roundings, and a near tie of two words goes the other way (docs/numerics.md).
+    questions = [one for one in draw_questions(60, seed=2) if is_clear(str(where.hostname), int(where.port or 0), one)]
+    expected = expected_alone(storm_server.url, questions)
     statuses: Counter = Counter()
     resident, files = [], []
     for part in range(5):
