@@ -7,31 +7,20 @@ tokens are prompts. A quarter of the steps sees the data's own continuations: wi
 nothing that holds it. Rates are ours; the paper (arXiv 2306.13649) finds the best divergence and share by task.
 """
 
-from gemworks.model.config import TextConfig, five_local_one_global
+from dataclasses import replace
+from pathlib import Path
+
+from gemworks.train.assemble import find_recipe
 from gemworks.train.on_policy import OnPolicy
 from gemworks.train.recipe import Execution, Optimizer, Recipe, Schedule
 
 
 def recipe() -> Recipe:
-    """The student of recipes/nano_pretrain.py; `start` must have these sizes, the teacher only the vocabulary."""
-    model = TextConfig(
-        vocab_size=512,
-        model_dim=64,
-        ffw_dim=256,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=32,
-        query_scale=32**-0.5,
-        layers=five_local_one_global(6, window=64),
-        max_positions=256,
-    )
-    return Recipe(
-        model=model,
+    """The student and rows of nano_pretrain.py; `start` must have its sizes, the teacher only the vocabulary."""
+    return replace(
+        find_recipe("nano_pretrain", Path(__file__).parent),
         method=OnPolicy(divergence="jsd", beta=0.5, on_policy=0.75, prompt=32),
         steps=500,
-        rows=16,
-        tokens=256,
-        dtype="float32",
         optimizer=Optimizer(peak=3e-4),
         schedule=Schedule(kind="cosine", warm_up=20),
         execution=Execution(checkpoint_every=100),

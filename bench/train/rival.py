@@ -47,7 +47,7 @@ def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
     given = {hf_from_ours(k): torch.from_numpy(v) for k, v in random_params(timed.config, 0).items()}
     model.load_state_dict(given, strict=False, assign=True)
     model.tie_weights()
-    fresh = Gemma3ForCausalLM._from_config(_one_layer(config)).model
+    fresh = Gemma3ForCausalLM._from_config(_one_of_each_layer(config)).model
     model.model.rotary_emb = fresh.rotary_emb
     model.model.embed_tokens.embed_scale = torch.tensor(timed.config.model_dim**0.5)
     missing = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_meta]
@@ -82,11 +82,12 @@ def step() -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun, "loss": float(loss.detach())}
 
 
-def _one_layer(config: Any) -> Any:
+def _one_of_each_layer(config: Any) -> Any:
     """The config of a model that costs nothing to make: for what is computed when one is made."""
     small = type(config)(**config.to_dict())
-    small.num_hidden_layers, small.vocab_size = 1, 8
-    small.intermediate_size, small.layer_types, small.pad_token_id = 8, small.layer_types[:1], 0
+    small.layer_types = sorted(set(small.layer_types))  # each kind has frequencies of its own
+    small.num_hidden_layers, small.vocab_size = len(small.layer_types), 8
+    small.intermediate_size, small.pad_token_id = 8, 0
     return small
 
 

@@ -9,7 +9,7 @@ from gemworks.model.config import GEMMA3_1B, GEMMA3_270M, TextConfig, five_local
 from gemworks.model.costs import num_parameters
 from gemworks.train.speed import flops_per_token
 
-# The embedded model's shape (docs/tiny.md).
+# 11 million parameters.
 SMALL = TextConfig(
     vocab_size=8192,
     model_dim=256,
