@@ -125,6 +125,10 @@ def show(found: dict[str, Any]) -> None:
         print(f"{serve.BARE_STREAMS} streams over the bare engine")
         for name in ("bare", "ours"):
             print(f"  {name:<14}{row(found['bare'][name])}")
+    if "first" in found.get("bare", {}):
+        first = found["bare"]["first"]
+        shown = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in first["p50_s"].items())
+        print(f"First token while seven write: p50 {shown}")
     if "rival" in found:
         for count, systems in found["rival"].get("clients", {}).items():
             print(f"{count} clients")
@@ -135,7 +139,7 @@ def show(found: dict[str, Any]) -> None:
         print(
             f"{idle['connections']:,} waiting connections: {idle['bytes'] / 1e6:.1f} MB, {idle['bytes_each']:,.0f} each"
         )
-    for section in found.values():
+    for section in [*found.values(), found.get("bare", {}).get("first", {})]:
         for target in section.get("targets", ()):
             state = "met" if target["is_met"] else "MISSED"
             sign = "<=" if target["is_upper"] else ">="

@@ -182,13 +182,26 @@ async def offer(engine: AnEngine, coming: Sequence[Arrival], timer: Timer) -> li
     return list(await asyncio.gather(*map(one, coming)))
 
 
-async def closed_loop(engine: AnEngine, streams: Sequence[Sequence[Request]], timer: Timer) -> list[Record]:
-    """Let each stream send its requests one after the other, all streams at once."""
+async def closed_loop(
+    engine: AnEngine,
+    streams: Sequence[Sequence[Request]],
+    timer: Timer,
+    pauses_s: Sequence[Sequence[float]] | None = None,
+) -> list[Record]:
+    """Let each stream send its requests one after the other, all streams at once.
 
-    async def one(stream: Sequence[Request]) -> list[Record]:
-        return [await ask(engine, request, timer) for request in stream]
+    pauses_s: how long a stream waits before each of its requests; None is not at all.
+    """
 
-    return [record for records in await asyncio.gather(*map(one, streams)) for record in records]
+    async def one(stream: Sequence[Request], pauses: Sequence[float]) -> list[Record]:
+        records = []
+        for request, pause_s in zip(stream, pauses, strict=True):
+            await timer.sleep(pause_s)
+            records.append(await ask(engine, request, timer))
+        return records
+
+    pauses_s = [[0.0] * len(stream) for stream in streams] if pauses_s is None else pauses_s
+    return [record for records in await asyncio.gather(*map(one, streams, pauses_s)) for record in records]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:

@@ -44,10 +44,16 @@ class Connection:
         self._writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> "Connection":
-        self._reader, self._writer = await asyncio.open_connection(*self._address)
+        await self._open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        await self._close()
+
+    async def _open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+
+    async def _close(self) -> None:
         assert self._writer is not None
         self._writer.close()
         with contextlib.suppress(OSError):
@@ -66,8 +72,19 @@ class Connection:
     async def ask(self, body: dict[str, Any]) -> Answered:
         """Send one streaming request and read its answer to the end. A refusal is in the answer, not raised."""
         answer = Answered(sent_s=self._timer.now())
-        await self.send(body | {"stream": True, "stream_options": {"include_usage": True}})
-        answer.status, headers = await self._head()
+        body = body | {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            await self.send(body)
+            answer.status, headers = await self._head()
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            if getattr(error, "partial", b""):
+                raise BackendError("a server hung up in the head of its answer") from error
+            # llama-server promises to keep the connection and closes it after each answer. A request more is no matter.
+            await self._close()
+            await self._open()
+            answer.sent_s = self._timer.now()
+            await self.send(body)
+            answer.status, headers = await self._head()
         if headers.get("transfer-encoding") != "chunked":
             assert self._reader is not None
             answer.error = (await self._reader.readexactly(int(headers.get("content-length", 0)))).decode()

@@ -173,17 +173,21 @@ class BareEngine:
         self._llm = LLM(serving.model, quant=serving.quant, context=serving.context, max_sequences=serving.sequences)
         self._llm._engine.warm_up()
 
-    def closed_loop(self, streams: Sequence[Sequence[tuple[list[int], int]]]) -> dict[str, Any]:
-        """Answer (prompt, tokens) pairs, all streams at once, each its own in turn; returns times and counts."""
+    def closed_loop(self, streams: Sequence[Sequence[tuple[list[int], int, float]]]) -> dict[str, Any]:
+        """Answer (prompt, tokens, pause before) triples, all streams at once, each its own in turn.
+
+        Returns times and counts.
+        """
         timer = Timer()
-        asked = [[greedy(prompt, count) for prompt, count in stream] for stream in streams]
+        asked = [[greedy(prompt, count) for prompt, count, _ in stream] for stream in streams]
+        pauses_s = [[pause_s for *_, pause_s in stream] for stream in streams]
         began = timer.now()
-        records: list[Record] = asyncio.run(closed_loop(self._llm._engine, asked, timer))
+        records: list[Record] = asyncio.run(closed_loop(self._llm._engine, asked, timer, pauses_s))
         if errors := [record.error for record in records if record.error]:
             raise BackendError(errors[0])
         return {
             "seconds": max(record.times[-1] for record in records) - began,
-            "ttft_s": [record.ttft_s for record in records],
+            "first_s": [(record.prompt_tokens, record.ttft_s) for record in records if record.times],
             "answer_tokens": sum(len(record.tokens) for record in records),
             "prompt_tokens": sum(record.prompt_tokens for record in records),
         }

@@ -168,6 +168,9 @@ def test_a_closed_loop_asks_when_the_answer_is_there(timer):
     assert len(records) == 6
     first = records[:3]
     assert all(later.offered_s >= before.times[-1] for before, later in itertools.pairwise(first))
+    records = asyncio.run(closed_loop(engine, [[greedy([i, 5], 2) for i in range(3)]], timer, [[0.0, 0.5, 2.0]]))
+    pauses = [later.offered_s - before.times[-1] for before, later in itertools.pairwise(records)]
+    assert pauses == [pytest.approx(0.5, abs=1e-6), pytest.approx(2.0, abs=1e-6)]
 
 
 def record(offered, times, **more):
