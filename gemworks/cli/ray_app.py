@@ -36,12 +36,14 @@ def app(arguments: Mapping[str, str]) -> Any:
     if unknown := sorted(set(arguments) - {*_OWN, *_SETTINGS}):
         known = ", ".join((*_SETTINGS, *_OWN))
         raise ConfigError(f"unknown argument {unknown[0]}=. Known: {known}.")
-    options: dict[str, Any] = {_SETTINGS[name]: value for name, value in arguments.items() if name in _SETTINGS}
-    for name in _NUMBERS:
-        if name in arguments:
-            options[_SETTINGS[name]] = int(_number(name, arguments[name]))
-    if "model" in arguments:
-        options["models.names"] = [name for name in arguments["model"].split(",") if name]
+    options: dict[str, tuple[str, Any]] = {}
+    for name, value in arguments.items():
+        if name in _NUMBERS:
+            options[_SETTINGS[name]] = f"{name}=", int(_number(name, value))
+        elif name == "model":
+            options[_SETTINGS[name]] = "model=", [one for one in value.split(",") if one]
+        elif name in _SETTINGS:
+            options[_SETTINGS[name]] = f"{name}=", value
     config = arguments.get("config")
     settings = read_settings(Path(config) if config else None, options)
     if not settings.models.names:

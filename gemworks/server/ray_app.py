@@ -19,16 +19,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemworks.errors import BackendError
-from gemworks.server.prefixes import PrefixTable, choose, prefix_keys
+from gemworks.server.prefixes import prefix_keys
 
 if TYPE_CHECKING:
     from gemworks.llm import LLM
     from gemworks.server.settings import Settings
 
 ATTEMPTS = 4
-# Requests a replica may have before another is taken though it must compute the prompt again. As many as are computed
-# together by default: what is beyond them waits.
-MAX_AHEAD = 8
 _MOST_REQUESTS = 512  # that one replica is sent; its own queue refuses with 429 before
 
 _STREAMS = ("text/event-stream", "application/x-ndjson")
@@ -253,7 +250,7 @@ def build(settings: "Settings", load: Load, *, replicas: int = 2, cpus: float = 
             "num_gpus": gpus,
             "runtime_env": {"env_vars": {"GEMWORKS_THREADS": str(max(1, int(cpus)))}},
         },
-        request_router_config=RequestRouterConfig(request_router_class=make_router()),
+        request_router_config=RequestRouterConfig(request_router_class="gemworks.server.ray_router.PrefixRouter"),
     )
     front = serve.deployment(
         serve.ingress(_front_app)(_FrontDeployment),
@@ -274,8 +271,9 @@ class _FrontDeployment:
         _fronts[:] = [Front(_asker(replica), is_death)]
 
 
-async def _front_app(scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-    await _fronts[0](scope, receive, send)
+def _front_app() -> Front:
+    """Ray asks for the ASGI application after the deployment's constructor has run."""
+    return _fronts[0]
 
 
 def _asker(replica: Any) -> Callable[..., Any]:
@@ -289,37 +287,3 @@ def is_death(error: BaseException) -> bool:
     from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError  # pyright: ignore[reportMissingImports]
 
     return isinstance(error, exceptions.RayActorError | DeploymentUnavailableError | ReplicaUnavailableError)
-
-
-def make_router() -> Any:
-    """Return the class by which Ray chooses a replica: the one that knows the prompt's beginning, unless overloaded."""
-    from ray.serve.request_router import RequestRouter  # pyright: ignore[reportMissingImports]
-
-    class PrefixRouter(RequestRouter):
-        """Ranks replicas by `prefixes.choose`; loads are those Ray keeps of each."""
-
-        def initialize_state(self, **_more: Any) -> None:
-            self._table = PrefixTable()
-
-        async def choose_replicas(self, candidate_replicas: list, pending_request: Any = None) -> list[list]:
-            by_id = {one.replica_id: one for one in candidate_replicas}
-            if not by_id:
-                return []
-            if pending_request is not None:
-                pending_request.routing_context.should_backoff = True  # wait before asking the same ones again
-            loads = {id: self.replica_queue_len_cache.get(id) or 0 for id in by_id}
-            preferred, _ = self._table.find(_keys(pending_request))
-            return [[by_id[id] for id in rank] for rank in choose(preferred, loads, max_ahead=MAX_AHEAD)]
-
-        def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
-            self._table.note(_keys(pending_request), replica_id)
-
-        def on_replica_actor_died(self, replica_id: Any) -> None:
-            super().on_replica_actor_died(replica_id)
-            self._table.forget(replica_id)
-
-    return PrefixRouter
-
-
-def _keys(pending_request: Any) -> Sequence[bytes]:
-    return pending_request.kwargs.get("prefix", ()) if pending_request is not None else ()

@@ -42,6 +42,7 @@ ALLOWED = {
     "rl": _WEIGHTS | _TEXT | {"engine", "train", "data", "llm"},
     "data": _TEXT,
     "bench": _WEIGHTS | _TEXT | {"engine", "llm"},
+    "eval": _BASE | {"tools", "data"},
 }
 # The package itself and the command line stand above everything.
 TOP = {"__init__", "__main__", "cli"}
@@ -53,7 +54,7 @@ _ENGINE = tuple(
         *("cost", "scheduler", "handle", "worker", "shapes", "memory", "host"),
     )
 )
-NO_JAX = ("data", "tokenizer", "media", "text", "safety", "server", "tools", *_ENGINE)
+NO_JAX = ("data", "tokenizer", "media", "text", "safety", "server", "tools", "eval", *_ENGINE)
 JAX = {"jax", "jaxlib", "equinox", "optax", "orbax", "flax"}
 BACKENDS = ("gemworks.ops.cpu", "gemworks.ops.gpu")
 # Import name -> the declared dependency that brings it, where the two differ.
@@ -269,12 +270,17 @@ def effects(statement: ast.stmt) -> Iterator[ast.expr]:
                 yield decorator
 
 
-# Extras that a part of the package is nothing without: only whoever installed them imports it.
-NEEDS = {"server": "serve"}
+# Extras that a part of the package, or a module, is nothing without: only whoever installed them imports it.
+NEEDS = {"server": ("serve",), "gemworks.server.ray_router": ("serve", "ray")}
 
 
 def dependency_violations(trees: dict[str, ast.Module], declared: set[str], extras: dict[str, set[str]]) -> list[str]:
     """Imports of packages that the core does not declare. What extras bring is imported lazily, inside a function."""
+
+    def may_import(module: str) -> set[str]:
+        needed = NEEDS.get(module, NEEDS.get(unit(module), ()))
+        return declared.union(*(extras.get(name, set()) for name in needed))
+
     return [
         f"{module}:{item.line} imports {top}, which the core dependencies do not declare"
         for module, found in all_imports(trees).items()
@@ -282,7 +288,7 @@ def dependency_violations(trees: dict[str, ast.Module], declared: set[str], extr
         if not item.is_lazy and not item.is_typing
         for top in [item.name.split(".")[0]]
         if top not in sys.stdlib_module_names | {"gemworks"}
-        and BROUGHT_BY.get(top, top).lower() not in declared | extras.get(NEEDS.get(unit(module), ""), set())
+        and BROUGHT_BY.get(top, top).lower() not in may_import(module)
     ]
 
 
