@@ -17,6 +17,7 @@ from gemworks.engine.live import EngineStats
 from gemworks.engine.types import Request, SamplingParams, Timings, TokenEvent, TokenLogprob
 from gemworks.errors import ContextLengthError
 from gemworks.llm.answers import Answer
+from gemworks.llm.calling import KEYWORDS, Calling, calling_of
 from gemworks.llm.prompts import Prompter
 from gemworks.tokenizer.tokenizer import Tokenizer
 from gemworks.weights.hub import TINY
@@ -33,6 +34,7 @@ def tiny_tokenizer() -> Tokenizer:
 class FakePrepared:
     request: Request
     stops: tuple[str, ...]
+    calling: Calling
 
 
 class FakeLLM:
@@ -63,16 +65,17 @@ class FakeLLM:
         told = dict(told)
         stop, crops = told.pop("stop", None), told.pop("pan_and_scan", None)
         self.forms.append({name: told.pop(name) for name in ("schema", "grammar") if name in told})
+        calling = calling_of(None, {name: told.pop(name, None) for name in KEYWORDS})
         own = {name: told.pop(name) for name in _REQUEST if told.get(name) is not None}
         params = self.sampling(**{name: value for name, value in told.items() if name not in _REQUEST})
         stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-        rendered = self._prompter.render(prompt, pan_and_scan=crops)
+        rendered = self._prompter.render(prompt, pan_and_scan=crops, calling=calling)
         request = Request(
             prompt=tuple(rendered.ids), spans=rendered.spans, params=params, kind=kind, score_from=score_from, **own
         )
         if len(request.prompt) + (params.max_tokens or 1) > self.context:
             raise ContextLengthError(f"this request needs too many tokens; the context holds {self.context}.")
-        return FakePrepared(request, stops)
+        return FakePrepared(request, stops, calling)
 
     def request(self, prompt, **told) -> tuple[Request, tuple[str, ...]]:
         prepared = self.prepare(prompt, **told)
@@ -124,7 +127,14 @@ class FakeAsk:
         is_cut = limit is not None and limit < len(ids)
         ids = ids[:limit] if is_cut else ids
         answers = [
-            Answer(llm.tokenizer, len(request.prompt), request.params, self._prepared.stops) for _ in range(request.n)
+            Answer(
+                llm.tokenizer,
+                len(request.prompt),
+                request.params,
+                self._prepared.stops,
+                reader=self._prepared.calling.reader(None),
+            )
+            for _ in range(request.n)
         ]
         timings = Timings(cached_tokens=llm.cached_tokens)
         llm.running.add(id(self))

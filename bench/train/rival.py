@@ -34,11 +34,10 @@ def peak(dtype: str, seconds: float = 2.0) -> dict[str, Any]:
     return {"flops": 2 * size**3 / best}
 
 
-def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Make the model with our weights, and do the first steps."""
+def made(timed: Shape) -> Any:
+    """Return the model with our weights, to be trained; the layers of "1b" are computed again for the gradient."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    timed = Shape(**shape)
     config = Gemma3TextConfig(
         **json_from_text_config(timed.config) | {"attn_implementation": "sdpa", "use_cache": False}
     )
@@ -55,15 +54,22 @@ def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
     model.to(DEVICE).train()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    is_recomputed = timed.name == "1b"
-    if is_recomputed:
+    if timed.name == "1b":
         model.gradient_checkpointing_enable()
+    return model
+
+
+def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Make the model, and do the first steps."""
+    timed = Shape(**shape)
+    model = made(timed)
     ids, targets = (torch.tensor(one, dtype=torch.long, device=DEVICE) for one in timed.batch())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     _kept.update(model=model, ids=ids, targets=targets, optimizer=optimizer, dtype=dtype)
     loss = step()["loss"]
     step()
-    how = f"{DEVICE}, {torch.get_num_threads()} threads, {'layers computed again' if is_recomputed else 'layers kept'}"
+    layers = "layers computed again" if timed.name == "1b" else "layers kept"
+    how = f"{DEVICE}, {torch.get_num_threads()} threads, {layers}"
     return {"loss": loss, "how": how, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

@@ -122,7 +122,9 @@ class Bench:
         say(f"  round {turn + 1} of {self.rounds}: {' '.join(kind)}: {shape.num_tokens / took:,.1f} tokens/s")
 
     def _child(self, system: str) -> Child:
-        changes = {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        # Programs are kept between rounds: a system that is started anew need not compile again.
+        programs = {"JAX_COMPILATION_CACHE_DIR": str(self.log.parent / "programs")}
+        changes = {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"} | programs
         return Child(
             [sys.executable, "-m", f"bench.train.{MODULES[system]}"], name=system, log=self.log, changes=changes
         )

@@ -2,37 +2,51 @@
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gemworks.cli import console
 
+Notice = Callable[[Any], None]
 
-def stream(chunks: Any) -> Any:
+
+def stream(chunks: Any, notice: Notice | None = None) -> Any:
     """Write an answer to stdout as it comes, and a line end; return its Completion.
 
-    Until the first words a spinner turns in a terminal.
+    Until the first words a spinner turns in a terminal. `notice` hears of every event of a conversation with tools;
+    what the model said before its calls ends with a line end.
     """
-    completion = None
+    last, is_within_line = None, False
     with console.waiting() as begun:
         for chunk in chunks:
-            if chunk.text or chunk.completion:
+            if chunk.text or chunk.completion or notice is not None:
                 begun()
-            console.write(chunk.text)
-            completion = chunk.completion
+            if notice is not None and not chunk.text and not chunk.completion:
+                console.write("\n" * is_within_line)
+                is_within_line = False
+                notice(chunk)
+            elif chunk.text:
+                console.write(chunk.text)
+                is_within_line = not chunk.text.endswith("\n")
+            last = chunk
     console.write("\n")
-    return completion
+    if notice is not None and last is not None:
+        notice(last)
+    return None if last is None else last.completion
 
 
-def stream_until_interrupted(chunks: Any) -> Any:
+def stream_until_interrupted(
+    chunks: Any, notice: Notice | None = None, on_stop: Callable[[], None] | None = None
+) -> Any:
     """`stream`, but Ctrl-C ends the answer and not the program; returns None then.
 
     While the prompt is computed Ctrl-C breaks in at once (the engine starts its cache afresh). After the first words
     the answer is closed between two tokens, so that the next turn goes on from the cache; a second Ctrl-C breaks in.
+    `on_stop` is called with the first: it ends tools that run.
     """
-    with _Interrupts() as interrupts:
+    with _Interrupts(on_stop) as interrupts:
         try:
-            completion = stream(interrupts.watch(chunks))
+            completion = stream(interrupts.watch(chunks), notice)
         except KeyboardInterrupt:
             console.write("\n")
             return None
@@ -44,8 +58,9 @@ def stream_until_interrupted(chunks: Any) -> Any:
 class _Interrupts:
     """Turns SIGINT into a flag while words are coming."""
 
-    def __init__(self):
+    def __init__(self, on_stop: Callable[[], None] | None = None):
         self.asked = False
+        self._on_stop = on_stop
         self._begun = False
         self._before: Any = None
 
@@ -67,6 +82,8 @@ class _Interrupts:
         if self.asked or not self._begun:
             raise KeyboardInterrupt
         self.asked = True
+        if self._on_stop is not None:
+            self._on_stop()
 
 
 def as_json(model: str, completion: Any) -> dict[str, Any]:

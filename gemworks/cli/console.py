@@ -88,13 +88,19 @@ def size(num_bytes: float) -> str:
 
 def confirm(question: str, *, default: bool) -> bool:
     """Ask in the terminal; Enter is `default`."""
-    sys.stderr.write(f"{question} [{'Y/n' if default else 'y/N'}] ")
+    answer = ask(f"{question} [{'Y/n' if default else 'y/N'}] ")
+    return answer in ("y", "yes") or (default and answer == "")
+
+
+def ask(question: str) -> str | None:
+    """What is typed after `question`, in lower case without spaces around it; None after Ctrl-D."""
+    sys.stderr.write(question)
     sys.stderr.flush()
     answer = sys.stdin.readline()
-    if not answer:  # Ctrl-D
+    if not answer:
         sys.stderr.write("\n")
-        return False
-    return answer.strip().lower() in ("y", "yes") or (default and not answer.strip())
+        return None
+    return answer.strip().lower()
 
 
 def can_ask() -> bool:
@@ -131,6 +137,20 @@ def loading(what: str) -> Iterator[ProgressBar | None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield ProgressBar(bar, bar.add_task(f"[bright_black]{what}", total=None))
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[ProgressBar | None]:
+    """As `loading`, for things that are counted, with the time that is left."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield ProgressBar(bar, bar.add_task(f"[bright_black]{what}", total=None))
 

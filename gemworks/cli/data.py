@@ -176,19 +176,27 @@ def mix(
 
 
 def inspect(
-    data: Annotated[Path, typer.Argument(help="A mixture (.json) or a packed store.")],
+    data: Annotated[Path, typer.Argument(help="A mixture (.json), a packed store, or conversations (.jsonl).")],
     step: Annotated[int, typer.Option(metavar="N", min=0, help="The step, from 0.")] = 0,
     batch: Annotated[int | None, typer.Option(metavar="B", min=1, help="Rows of a batch, if not the file's.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="The run's seed, if not the file's.")] = None,
     length: Annotated[int | None, typer.Option(metavar="T", help="Which rows, where several are laid out.")] = None,
     tokenizer: Annotated[str, typer.Option(metavar="DIR", help="Show the text, too.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Read the stores once and compare with their hashes.")] = False,
+    line: Annotated[int, typer.Option(metavar="N", min=1, help="Of conversations: from this line on.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", min=0, help="Of conversations: so many.")] = 3,
     json: _Json = False,
 ) -> None:
-    """Show which documents training step N saw, row by row."""
+    """Show which documents training step N saw, row by row; or of conversations which tokens are learned."""
     from gemworks.data.batches import PackedSource
     from gemworks.tokenizer import Tokenizer
 
+    if data.is_file() and {".jsonl", ".ndjson"} & set(data.suffixes):
+        from gemworks.cli.data_chats import show_chats
+
+        if not tokenizer:
+            raise ConfigError("--tokenizer must name a model or a directory, to show what is learned of conversations.")
+        return show_chats([data], Tokenizer.load(_tokenizer_path(tokenizer)), line=line, count=count, json=json)
     source = PackedSource.open(data, batch_rows=batch, seed=seed, length=length)
     if check:
         source.check()

@@ -20,6 +20,7 @@ from gemworks.cli import bench, console, data, guard, key
 from gemworks.cli.convert import convert
 from gemworks.cli.create import create
 from gemworks.cli.doctor import doctor
+from gemworks.cli.eval import eval_
 from gemworks.cli.list_ import list_
 from gemworks.cli.plan import plan
 from gemworks.cli.ps import ps
@@ -31,6 +32,7 @@ from gemworks.cli.serve import serve
 from gemworks.cli.show import show
 from gemworks.cli.stop import stop
 from gemworks.cli.train import train
+from gemworks.cli.tune import tune
 from gemworks.cli.usage import usage
 from gemworks.errors import GemworksError, GemworksWarning
 
@@ -77,6 +79,8 @@ app.command("create", help=create.__doc__)(create)
 app.command("convert", help=convert.__doc__)(convert)
 app.command("quantize", help=quantize.__doc__)(quantize)
 app.command("train", help=train.__doc__)(train)
+app.command("tune", help=tune.__doc__)(tune)
+app.command("eval", help=eval_.__doc__)(eval_)
 app.command("plan", help=plan.__doc__)(plan)
 app.command("doctor", help=doctor.__doc__)(doctor)
 app.command("usage", help=usage.__doc__)(usage)

@@ -40,6 +40,7 @@ _HELP = """\
 /show parameters            what was set
 /show system                the system prompt
 /show modelfile             this session as a Modelfile
+/tools                      which functions the model may call; /tools FILE.py: these too; /tools none: none
 /image FILE                 show the model a picture with your next message; /image none: do not
 /clear                      forget the conversation
 /save NAME                  keep model, parameters and system prompt under a name
@@ -51,7 +52,7 @@ _HELP = """\
 A picture's path in a message is the picture: what is on ./photo.jpg?"""
 
 _WORDS = {
-    "": ("/set", "/show", "/image", "/clear", "/save", "/load", "/help", "/bye", "/exit", "/?"),
+    "": ("/set", "/show", "/tools", "/image", "/clear", "/save", "/load", "/help", "/bye", "/exit", "/?"),
     "/set": ("parameter", "system", "verbose", "quiet", "history", "nohistory"),
     "/set parameter": tuple(parameter.name for parameter in PARAMETERS),
     "/show": ("info", "parameters", "system", "modelfile"),
@@ -116,7 +117,11 @@ class Repl:
         return (f"{head} {body}", True) if head else (body, False)
 
     def _ask(self, text: str) -> None:
-        completion = answer.stream_until_interrupted(self.session.ask(self._seen(text)))
+        said, calling = self.session.ask(self._seen(text)), None if self.session.raw else self.session.calling
+        if calling is None:
+            completion = answer.stream_until_interrupted(said)
+        else:
+            completion = answer.stream_until_interrupted(said, calling.notice, calling.stop.set)
         if completion is None:
             return
         if ending := answer.ending_note(completion, self.session.llm.context):
@@ -176,6 +181,8 @@ class Repl:
                 self._set(rest)
             case "/show":
                 self._show(rest)
+            case "/tools":
+                self._tools(rest)
             case "/image":
                 self._image(rest)
             case "/clear":
@@ -191,6 +198,33 @@ class Repl:
                 near = get_close_matches(verb, _WORDS[""], n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"there is no command {verb}.{hint} /? lists them.")
+
+    def _tools(self, typed: str) -> None:
+        """List the tools, open a file of them, or take all away."""
+        from gemworks.cli.calling import Calling
+
+        if typed == "none":
+            self.close()
+            console.note("The model may call no functions now.")
+        elif typed:
+            before = self.session.calling
+            self.session.use(before or Calling(), "/tools")
+            try:
+                added = self.session.calling.add(typed)
+            except GemworksError:
+                self.session.calling = before
+                raise
+            console.note(f"The model may call {', '.join(added)} now.")
+        elif self.session.calling is None:
+            console.note("The model may call no functions. /tools FILE.py opens some.")
+        else:
+            console.columns(("name", "calls are", "what it does"), self.session.calling.rows())
+
+    def close(self) -> None:
+        """End what the tools have started."""
+        if self.session.calling is not None:
+            self.session.calling.close()
+            self.session.calling = None
 
     def _set(self, rest: str) -> None:
         what, _, value = rest.partition(" ")
@@ -259,6 +293,7 @@ class Repl:
             raise ConfigError("/load needs the name of a model, as in: /load gemma3:1b")
         resolve(name)  # a wrong name costs nothing
         before, parameters, system = self.name, self.session.parameters, self.session.system
+        calling = self.session.calling
         del self.session
         gc.collect()
         try:
@@ -267,9 +302,11 @@ class Repl:
             self._leaving = True  # if not even the old one loads again
             self.session = self._load(before)
             self.session.parameters, self.session.system = parameters, system
+            self.session.calling = calling
             self._leaving = False
             console.note(f"Back with {before}; the conversation begins anew.")
             raise
+        self.session.calling = calling
         console.note(f"Now with {name}. The conversation begins anew.")
 
 
@@ -317,7 +354,7 @@ def _complete(text: str, state: int) -> str | None:
     before = readline.get_line_buffer()[: readline.get_begidx()].strip()
     if not (before or text).startswith("/"):
         return None
-    if before == "/image":
+    if before in ("/image", "/tools"):
         found = [name + ("/" if os.path.isdir(name) else " ") for name in sorted(glob.glob(glob.escape(text) + "*"))]
     else:
         found = [word + " " for word in _WORDS.get(before, ()) if word.startswith(text)]

@@ -1,10 +1,11 @@
 """gemworks run: ask a model once, or talk to it."""
 
+import contextlib
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,7 +13,13 @@ from gemworks.cli import answer, console
 from gemworks.cli.session import Content, Session
 from gemworks.errors import ConfigError, RequestError, StorageError
 
+if TYPE_CHECKING:
+    from gemworks.cli.calling import Calling
+
 _WAIT_NOTE_S = 2.0
+
+
+_PanAndScan = Annotated[bool, typer.Option("--pan-and-scan", help="Read pictures far from square in crops too.")]
 
 
 def run(
@@ -20,12 +27,16 @@ def run(
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask. Without it: a conversation.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="How the model should behave.")] = None,
     image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A picture to show; repeatable.")] = None,
-    pan_and_scan: Annotated[
-        bool, typer.Option("--pan-and-scan", help="Read pictures far from square in crops too.")
-    ] = False,
+    pan_and_scan: _PanAndScan = False,
     video: Annotated[str | None, typer.Option(metavar="FILE", help="A video, of which some frames are read.")] = None,
     max_frames: Annotated[int | None, typer.Option(metavar="N", min=1, help="Frames of the video, 8.")] = None,
     sampling: Annotated[str | None, typer.Option(metavar="WAY", help="Which frames: uniform or scenes.")] = None,
+    tools: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Functions to call; repeatable.")] = None,
+    rules: Annotated[Path | None, typer.Option(metavar="FILE", help="Which calls run. Default: asks you.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run calls without asking, but those that rules deny.")] = False,
+    readable: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Tools may read it; repeatable.")] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most rounds of calls, 8.")] = None,
+    audit: Annotated[Path | None, typer.Option(metavar="FILE", help="Log of all calls that shows changes.")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="0 always takes the likeliest word.")] = None,
     top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K likeliest; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(metavar="P", help="Draw from this share; 1 is off.")] = None,
@@ -51,30 +62,70 @@ def run(
     flags = _Flags(temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop) if stop else None)
     penalties = _Penalties(repetition_penalty, presence_penalty, frequency_penalty)
     parameters = _checked(_given(flags) | _given(penalties))
-    if raw and system is not None:
-        raise ConfigError("--system needs the chat template, and --raw leaves it out. Put the text into the prompt.")
-    frames = _given(_Frames(max_frames, sampling))
-    if frames and video is None:
-        raise ConfigError("--max-frames and --sampling say which frames of a video are read: give them with --video.")
+    sights = _Sights(image or [], video, _given(_Frames(max_frames, sampling)), pan_and_scan)
+    _check_together(raw=raw, system=system, sights=sights)
     form = _read_schema(schema) if schema else None
     _find(model)
     text = read_prompt(prompt)
     if text is None and (json or form):
         raise ConfigError(f"--{'json' if json else 'schema'} needs a prompt, as an argument or on stdin.")
-    sights = _Sights(image or [], video, frames, pan_and_scan)
     pictures = sights.read(model)  # what is wrong with them is told before seconds go into loading
-    chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}
-    weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
-    session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
-    session.pan_and_scan, session.queued, session.schema = sights.crops, pictures, form
-    if text is None:
-        from gemworks.cli.repl import Repl
+    given = {"rules": rules, "yes": yes, "audit": audit, "readable": readable, "rounds": rounds}
+    with _opened(tools, given, raw=raw, schema=schema) as calling:
+        chosen = {"quant": quant, "embed": embed, "kv": kv, "adapter": adapter}
+        weights = {"dtype": dtype} | {name: value for name, value in chosen.items() if value}
+        session = open_session(model, weights=weights, context=context, system=system, raw=raw, parameters=parameters)
+        session.pan_and_scan, session.queued, session.schema = sights.crops, pictures, form
+        session.use(calling, "--tools")
+        if text is None:
+            _talk(session, model, weights, verbose)
+        else:
+            _answer(session, model, _seen(session, text, prompt), json=json, verbose=verbose)
 
-        if shown := sum(part["type"] == "image" for part in pictures):
-            console.note(f"{shown} {'pictures wait' if shown > 1 else 'picture waits'} for your first message.")
-        Repl(session, model, load=lambda name: open_session(_found(name), weights=weights), verbose=verbose).loop()
-    else:
-        _answer(session, model, _seen(session, text, prompt), json=json, verbose=verbose)
+
+def _check_together(*, raw: bool, system: str | None, sights: "_Sights") -> None:
+    """Refuse options that need another, or exclude it."""
+    if raw and system is not None:
+        raise ConfigError("--system needs the chat template, and --raw leaves it out. Put the text into the prompt.")
+    if sights.frames and sights.video is None:
+        raise ConfigError("--max-frames and --sampling say which frames of a video are read: give them with --video.")
+
+
+@contextlib.contextmanager
+def _opened(
+    tools: list[str] | None, given: dict[str, Any], *, raw: bool, schema: Path | None
+) -> Iterator["Calling | None"]:
+    """The tools of a command line, None where it names none; their servers end with the block."""
+    given = {name: value for name, value in given.items() if value}
+    if not tools:
+        if given:
+            raise ConfigError(f"--{next(iter(given))} is about tools: give some with --tools FILE.py.")
+        yield None
+        return
+    if raw or schema:
+        raise ConfigError(f"--tools goes without --{'raw' if raw else 'schema'}: calls have a form of their own.")
+    from gemworks.cli.calling import Calling
+
+    calling = Calling(**given)
+    try:
+        for one in tools:
+            calling.add(one)
+        calling.tell()
+        yield calling
+    finally:
+        calling.close()
+
+
+def _talk(session: Session, model: str, weights: dict[str, Any], verbose: bool) -> None:
+    from gemworks.cli.repl import Repl
+
+    if shown := sum(part["type"] == "image" for part in session.queued):
+        console.note(f"{shown} {'pictures wait' if shown > 1 else 'picture waits'} for your first message.")
+    repl = Repl(session, model, load=lambda name: open_session(_found(name), weights=weights), verbose=verbose)
+    try:
+        repl.loop()
+    finally:
+        repl.close()
 
 
 def _seen(session: Session, text: str, words: list[str] | None) -> Content:
@@ -152,12 +203,17 @@ class _Sights(NamedTuple):
 
 
 def _answer(session: Session, model: str, said: Content, *, json: bool, verbose: bool) -> None:
-    if json:
+    calling = session.calling
+    if calling is not None and not session.raw:
+        completion = calling.last(session.ask(said)) if json else answer.stream(session.ask(said), calling.notice)
+    elif json:
         *_, last = session.ask(said)
         completion = last.completion
-        console.emit_json(answer.as_json(model, completion))
     else:
         completion = answer.stream(session.ask(said))
+    if json:
+        told = answer.as_json(model, completion)
+        console.emit_json(told if calling is None else told | {"calls": calling.log, "ended": calling.ended})
     if verbose:
         for row in answer.timing_lines(completion):
             console.note(row)

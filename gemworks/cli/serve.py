@@ -65,7 +65,13 @@ def serve(
     if sys.stderr.isatty():
         _show_settings(settings)
     loading = _Loading(settings)
-    run(settings, load=loading.load, warm=loading.warm, announce=lambda line: _announce(line, settings, loading))
+    run(
+        settings,
+        load=loading.load,
+        warm=loading.warm,
+        size=loading.size,
+        announce=lambda line: _announce(line, settings, loading),
+    )
 
 
 def _check(settings: "Settings") -> None:
@@ -118,6 +124,12 @@ class _Loading:
         with console.loading(f"loading {name}") as progress:
             packing = progress.named(f"packing {name}") if progress else None
             return LLM(name, progress=progress, packing=packing, **self._options)
+
+    def size(self, name: str) -> int:
+        """Return the bytes that a model will take, before it is loaded."""
+        from gemworks.llm.footprint import footprint
+
+        return footprint(name, **self._options)
 
     def warm(self, name: str, llm: "LLM") -> None:
         """Compile what requests need."""

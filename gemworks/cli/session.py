@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gemworks.errors import ConfigError, GemworksError
 from gemworks.weights.modelfile import Modelfile
 
 Content = str | list[dict[str, Any]]  # a text, or parts of which some are pictures
@@ -17,6 +18,7 @@ class Session:
 
     queued: pictures that the next question begins with, as parts that were prepared. They are gone once something was
     answered to them. pan_and_scan: how pictures are prepared. schema: a JSON schema of the next answers, as text.
+    calling: the tools of the next answers (calling.Calling).
     """
 
     def __init__(
@@ -35,21 +37,33 @@ class Session:
         self.pan_and_scan = pan_and_scan
         self.queued: list[dict[str, Any]] = []
         self.schema: str | None = None
+        self.calling: Any = None
         self.parameters: dict[str, Any] = {**(modelfile.parameters if modelfile else {}), **(parameters or {})}
         self.system = system if system is not None else modelfile.system if modelfile else None
         self._opening = [{"role": role, "content": text} for role, text in modelfile.messages] if modelfile else []
         self.messages = list(self._opening)
 
     def ask(self, said: Content) -> Iterator[Any]:
-        """Yield the answer's chunks. Closing the iterator stops the answer; what was said until then is kept."""
+        """Yield the answer's chunks; with tools events, of which text and the last are as chunks are.
+
+        Closing the iterator stops the answer; what was said until then is kept.
+        """
         sampling = {name: value for name, value in self.parameters.items() if name != "context"}
         if self.schema is not None:
             sampling["schema"] = self.schema
         content = self._content(said)
         turn = {"role": "user", "content": content}
+        if self.calling is not None and not self.raw:
+            return self._with_tools(turn, sampling)
         # Errors in the request are raised here, before anything is kept.
         chunks = self.llm.stream(content if self.raw else [*self._preface(), *self.messages, turn], **sampling)
         return self._keep(turn, chunks)
+
+    def use(self, calling: Any, where: str) -> None:
+        """Let the model call tools from now on, or none. ConfigError, which names `where`, without a chat form."""
+        if calling is not None and self.raw:
+            raise ConfigError(f"{where} needs a chat model: a text that is continued cannot hold calls.")
+        self.calling = calling
 
     def clear(self) -> None:
         """Forget the turns and what is queued; the system prompt and parameters stay."""
@@ -69,6 +83,22 @@ class Session:
 
     def _preface(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _with_tools(self, turn: dict[str, Any], sampling: dict[str, Any]) -> Iterator[Any]:
+        from gemworks.tools.conversation import converse
+
+        said = [*self._preface(), *self.messages, turn]
+        known, tools = len(said), self.calling
+        events = converse(self.llm, said, tools.begin(), rounds=tools.rounds, stop=tools.stop, **sampling)
+        try:
+            yield from events
+        except GemworksError:  # such as a result that the context has no room for: the next question would fail too
+            del said[known:]
+            raise
+        finally:
+            if len(said) > known:
+                self.queued.clear()
+                self.messages += [turn, *said[known:]]
 
     def _keep(self, turn: dict[str, Any], chunks: Any) -> Iterator[Any]:
         answer, finished = "", False

@@ -102,7 +102,7 @@ def _train(name: str, settings: list[str], directory: Path, tokenizer: Path | No
 
     recipe = multihost.together(lambda: with_settings(find_recipe(name), settings))
     run = multihost.together(lambda: assemble(recipe))
-    with _stop_on_signals() as should_stop, view(recipe, directory) as look:
+    with stop_on_signals() as should_stop, view(recipe, directory) as look:
         result = train_run(run, directory, observe=[look], should_stop=should_stop, accept_changes=accept_changes)
     state = gathered(result.state) if result.is_done else result.state
     is_first, step = multihost.is_first(), int(state.step)
@@ -147,7 +147,7 @@ def _print_plan(name: str, settings: list[str]) -> None:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Let the first Ctrl-C or SIGTERM end the run with a checkpoint; the second ends it at once.
 
     As one of several, so does the end of the process that started this one.

@@ -7,6 +7,8 @@ a layer: 3.3 MB a rank for 1B in fp32 with all seven.
     slot 0     no adapter
     slot 1..   name -> slot; where none is free, a load takes that of the adapter that is unused the longest
 
+The first DoRA adapter adds a factor for every row of every adapted matrix, and so changes the program once.
+
 Keys and values of a prompt depend on its adapter: the prefix cache must tell loads apart (`key`), not slots and
 not names, both of which may come to mean other weights.
 
@@ -15,8 +17,8 @@ One thread: the engine's. Arrays that were handed out are never changed, so a st
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -34,6 +36,7 @@ class _Loaded:
     adapter: LoraAdapter
     slot: int
     version: int
+    gains: Mapping[tuple[int, Target], np.ndarray] = field(default_factory=dict)
     running: int = 0
 
 
@@ -57,6 +60,7 @@ class AdapterPool:
         self._dtype = dtype
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last is last
         self._versions = 0
+        self._has_gains = False
         self._adapters: Adapters | None = None
 
     @property
@@ -73,8 +77,9 @@ class AdapterPool:
     def nbytes(self) -> int:
         """Bytes of the matrices on the device, whatever is loaded."""
         shapes = [target_shape(self._config, target) for target in self.targets]
-        columns = self.slots * self.max_rank
-        return len(self._config.layers) * columns * sum(F + D for F, D in shapes) * np.dtype(self._dtype).itemsize
+        columns, width = self.slots * self.max_rank, np.dtype(self._dtype).itemsize
+        gains = 4 * (self.slots + 1) * sum(F for F, _ in shapes) if self._has_gains else 0
+        return len(self._config.layers) * (columns * sum(F + D for F, D in shapes) * width + gains)
 
     @property
     def adapters(self) -> Adapters:
@@ -83,8 +88,12 @@ class AdapterPool:
             self._adapters = self._stack()
         return self._adapters
 
-    def load(self, name: str, adapter: LoraAdapter) -> int:
+    def load(
+        self, name: str, adapter: LoraAdapter, gains: Mapping[tuple[int, Target], np.ndarray] | None = None
+    ) -> int:
         """Put an adapter in a slot and return it. One of the same name is replaced.
+
+        gains: of a DoRA adapter, the factor of every row of each matrix (gains.row_gains).
 
         Raises CapacityError where it does not fit: its rank, its targets, or every slot is in use by running requests.
         """
@@ -96,7 +105,9 @@ class AdapterPool:
             )
         slot = old.slot if old else self._free_slot(name)
         self._versions += 1
-        self._loaded[name] = _Loaded(adapter, slot, self._versions)
+        assert adapter.is_dora == bool(gains), "the rows of a DoRA adapter have factors, and no others"
+        self._loaded[name] = _Loaded(adapter, slot, self._versions, gains or {})
+        self._has_gains |= bool(gains)
         self._loaded.move_to_end(name)
         self._adapters = None
         return slot
@@ -181,7 +192,11 @@ class AdapterPool:
                 first = (loaded.slot - 1) * self.max_rank
                 own = slice(first, first + delta.a_rD.shape[0])
                 a_PD[own], b_FP[:, own] = delta.a_rD, delta.b_Fr
-        return Delta(jax.device_put(a_PD), jax.device_put(b_FP))
+        gain_SF = np.ones((self.slots + 1, F), np.float32)
+        for loaded in self._loaded.values():
+            if (gain_F := loaded.gains.get((layer, target))) is not None:
+                gain_SF[loaded.slot] = gain_F
+        return Delta(jax.device_put(a_PD), jax.device_put(b_FP), jax.device_put(gain_SF) if self._has_gains else None)
 
 
 def _requests(count: int) -> str:

@@ -22,6 +22,7 @@ from gemworks.engine.adapters import AdapterPool
 from gemworks.engine.cost import StepCost
 from gemworks.engine.drafting import Drafting, NewProposer
 from gemworks.engine.encoder_cache import EncoderCache
+from gemworks.engine.gains import row_gains
 from gemworks.engine.handle import Handle
 from gemworks.engine.live import EngineStats, Live, Moment, between
 from gemworks.engine.plan import RowPlan, StepPlan
@@ -174,7 +175,8 @@ class Engine:
         pool = self._adapters
         if pool is None:
             pool = self._adapters = AdapterPool(self._runner.config, slots=MAX_ADAPTERS, max_rank=max(adapter.rank, 16))
-        self._change_adapters(lambda: pool.load(name, adapter))
+        gains = row_gains(self._runner.model, adapter) if adapter.is_dora else None
+        self._change_adapters(lambda: pool.load(name, adapter, gains))
 
     def _change_adapters(self, change: Callable[[], object]) -> None:
         """Load or unload; what the prefix cache holds of an adapter that is gone is nobody's any more."""

@@ -6,8 +6,11 @@ It deals in names, sizes and whatever `load` returns (an engine, an LLM); plain 
         model.generate(...)
 
 A model is idle when nobody holds a lease on it. Idle ones are unloaded where a new one needs room (the one whose last
-use is longest ago first), or when their `keep_alive_s` has passed and somebody calls `expire`. One that is in use never
-is: who asks for more than there is gets CapacityError at once, with the numbers.
+use is longest ago first, and after all others those that are kept for ever), or when their `keep_alive_s` has passed
+and somebody calls `expire`. One that is in use never is: who asks for more than there is gets CapacityError at once,
+with the numbers; LimitError, which is one, where it would fit when others are done.
+
+The offline API uses it as it is; a server's event loop over `lend`, which never waits (server/host.py).
 
 Bytes of a model that is loading or closing count, so that the budget holds at every moment.
 """
@@ -18,11 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from gemworks.errors import CapacityError
+from gemworks.errors import CapacityError, LimitError
 
 Model = TypeVar("Model")
 
 KEEP_ALIVE_S = 300.0  # as Ollama keeps a model after its last request
+_NO_LIMIT = 1 << 62
+_RETRY_S = 5.0  # an answer takes seconds, and ends the use of a model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +39,7 @@ class Hosted:
     leases: int
     last_used: float
     expires_at: float | None
+    keep_alive_s: float | None
 
 
 @dataclass(slots=True, eq=False)
@@ -91,24 +97,27 @@ class Lease(Generic[Model]):
 class ModelHost(Generic[Model]):
     """Loads, lends and unloads models within `budget_bytes`. Thread-safe; private methods want the lock held, once.
 
+    budget_bytes None: without a limit; most: models at once, besides.
     size(name) says what a model will take (engine/memory.py), before it is loaded; load(name) loads it and close(model)
     gives its memory back. They are called without the host's lock, `load` by one thread at a time. keep_alive_s None
     keeps idle models until their room is needed. clock() is in seconds.
 
-    Invariant, at every moment: loaded + loading + closing bytes <= budget_bytes.
+    Invariant, at every moment: loaded + loading + closing bytes <= budget_bytes, and so many models <= most.
     """
 
     def __init__(
         self,
-        budget_bytes: int,
+        budget_bytes: int | None,
         load: Callable[[str], Model],
         *,
         size: Callable[[str], int],
+        most: int | None = None,
         close: Callable[[Model], None] = lambda model: getattr(model, "close")(),  # noqa: B009 - it has no type here
         keep_alive_s: float | None = KEEP_ALIVE_S,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._budget_bytes = budget_bytes
+        self._budget_bytes = _NO_LIMIT if budget_bytes is None else budget_bytes
+        self._most = _NO_LIMIT if most is None else most
         self._load_model, self._size, self._close_model, self._clock = load, size, close, clock
         self._keep_alive_s = keep_alive_s
         self._entries: dict[str, _Entry[Model]] = {}  # the one used last is last
@@ -131,6 +140,24 @@ class ModelHost(Generic[Model]):
                 entry = self._load(name)
             entry.keep_alive_s = keep
             return Lease(self, entry)
+
+    def lend(self, name: str, *, keep_alive_s: float | None) -> Lease[Model] | None:
+        """Return a lease on a model that is loaded, None where it is not. Waits for nothing but the lock."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None or self._is_closed:
+                return None
+            self._use(entry)
+            entry.keep_alive_s = keep_alive_s
+            return Lease(self, entry)
+
+    def keep(self, name: str, keep_alive_s: float | None) -> bool:
+        """Change how long a model stays after its last use, for `expire` to act on; False where it is not loaded."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.keep_alive_s = keep_alive_s
+            return entry is not None
 
     def unload(self, name: str) -> bool:
         """Unload a model when nobody uses it: now, or when its last lease is released; return whether it was now.
@@ -163,20 +190,17 @@ class ModelHost(Generic[Model]):
     def models(self) -> list[Hosted]:
         """Return what is loaded, the one used last first."""
         with self._changed:
-            return [
-                Hosted(
-                    name=entry.name,
-                    num_bytes=entry.num_bytes,
-                    leases=entry.leases,
-                    last_used=entry.last_used,
-                    expires_at=_expires_at(entry),
-                )
-                for entry in reversed(self._entries.values())
-            ]
+            return [_told(entry) for entry in reversed(self._entries.values())]
+
+    def model(self, name: str) -> Hosted | None:
+        """Return what is known of a loaded model, None where it is not loaded."""
+        with self._changed:
+            entry = self._entries.get(name)
+            return None if entry is None else _told(entry)
 
     @property
     def free_bytes(self) -> int:
-        """What of the budget nobody has, not counting what idle models would give back."""
+        """What of the budget nobody has, not counting what idle models would give back. Without a budget: very much."""
         with self._changed:
             return self._budget_bytes - self._taken()
 
@@ -243,26 +267,40 @@ class ModelHost(Generic[Model]):
 
     def _make_room(self, name: str, num_bytes: int) -> None:
         """Unload idle models until `num_bytes` are free; none of them where that would not be enough."""
-        while (missing := num_bytes - (self._budget_bytes - self._taken())) > 0:
+        while True:
             self._check_open()
-            idle = [entry for entry in self._entries.values() if not entry.leases]
-            if sum(entry.num_bytes for entry in idle) + sum(self._closing.values()) < missing:
-                raise CapacityError(self._no_room(name, num_bytes))
-            if missing > sum(self._closing.values()):
+            missing = num_bytes - (self._budget_bytes - self._taken())
+            others = len(self._entries) + len(self._closing) + 1 - self._most
+            if missing <= 0 and others <= 0:
+                return
+            # Those that are kept for ever go last.
+            idle = sorted((e for e in self._entries.values() if not e.leases), key=lambda e: e.keep_alive_s is None)
+            closing = sum(self._closing.values())
+            if sum(entry.num_bytes for entry in idle) + closing < missing:
+                raise self._no_room(name, num_bytes)
+            if len(idle) + len(self._closing) < others:
+                raise LimitError(
+                    f"{name} cannot be loaded now: {self._most} models may be loaded, and all of them are in use.\n"
+                    "Ask again when one is idle, or allow more at once.",
+                    retry_after_s=_RETRY_S,
+                )
+            if missing > closing or others > len(self._closing):
                 self._close(idle[0])
             else:
                 self._changed.wait()
 
-    def _no_room(self, name: str, num_bytes: int) -> str:
+    def _no_room(self, name: str, num_bytes: int) -> CapacityError:
         used = [entry for entry in self._entries.values() if entry.leases]
         text = f"{name} needs {_gb(num_bytes)} of memory; the models of this process may take {_gb(self._budget_bytes)}"
         if num_bytes > self._budget_bytes or not used:
-            return text + ".\nUse a smaller format, a shorter context or fewer sequences, or give them more memory."
+            hint = "Use a smaller format, a shorter context or fewer sequences, or give them more memory."
+            return CapacityError(f"{text}.\n{hint}")
         in_use = sum(entry.num_bytes for entry in used)
         users = ", ".join(f"{e.name} {_gb(e.num_bytes)} by {_requests(e.leases)}" for e in used)
-        return (
+        return LimitError(
             f"{text}, of which {_gb(in_use)} are in use and {_gb(self._budget_bytes - in_use)} can be had: {users}.\n"
-            "Ask again when they are done, or give the models more memory."
+            "Ask again when they are done, or give the models more memory.",
+            retry_after_s=_RETRY_S,
         )
 
     def _use(self, entry: _Entry[Model]) -> None:
@@ -309,6 +347,17 @@ class ModelHost(Generic[Model]):
     def _check_open(self) -> None:
         if self._is_closed:
             raise CapacityError("this process is shutting down and loads no models any more.")
+
+
+def _told(entry: _Entry) -> Hosted:
+    return Hosted(
+        name=entry.name,
+        num_bytes=entry.num_bytes,
+        leases=entry.leases,
+        last_used=entry.last_used,
+        expires_at=_expires_at(entry),
+        keep_alive_s=entry.keep_alive_s,
+    )
 
 
 def _expires_at(entry: _Entry) -> float | None:

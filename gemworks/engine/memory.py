@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from gemworks.engine.shapes import PAGE_SIZE, PREFILL_COLUMNS, draw_sizes, ring_slots, step_sizes
+from gemworks.engine.shapes import PAGE_SIZE, PREFILL_COLUMNS, draw_sizes, few_sizes, ring_slots, step_sizes
 from gemworks.errors import CapacityError, ConfigError
 from gemworks.model.config import TextConfig
 
@@ -194,9 +194,11 @@ COMPILE_BYTES = 82_000_000
 def num_programs(max_sequences: int, draft: int = 0) -> int:
     """Return how many programs an engine has when all are made (Runner.warm_up).
 
-    Every size of step, draws apart with short and long lists of penalized ids, scores, and three kinds of copies.
+    Every size of step, draws apart (with short and long lists of penalized ids, with a mask alone, among few tokens),
+    scores, and three kinds of copies.
     """
-    return len(step_sizes(max_sequences, draft=draft)) + 2 * len(draw_sizes(max_sequences)) + 1 + 3
+    draws = 3 * len(draw_sizes(max_sequences)) + len(few_sizes(max_sequences))
+    return len(step_sizes(max_sequences, draft=draft)) + draws + 1 + 3
 
 
 def workspace_bytes(config: TextConfig, step: LargestStep) -> int:

@@ -16,20 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemworks.engine import transfers
+from gemworks.engine.draws import Draws
 from gemworks.engine.pages import PagePool
 from gemworks.engine.plan import Action, CopyPage, Limits, LoadRing, RowPlan, Run, SaveRing, StepPlan
 from gemworks.engine.programs import ProgramStore
 from gemworks.engine.rings import RingPool
-from gemworks.engine.sampler import (
-    RowSampler,
-    SampleResult,
-    full_arguments,
-    full_choice,
-    penalty_widths,
-    read_full,
-    row_params,
-    score_tokens,
-)
+from gemworks.engine.sampler import SampleResult, row_params, score_tokens
 from gemworks.engine.scores import SCORE_ROWS
 from gemworks.engine.sequence import Sequence
 from gemworks.engine.shapes import (
@@ -37,7 +29,6 @@ from gemworks.engine.shapes import (
     PAGE_SIZE,
     PREFILL_COLUMNS,
     decode_sizes,
-    draw_sizes,
     mixed_sizes,
     ring_slots,
     step_sizes,
@@ -139,6 +130,7 @@ class Runner:
         self._heads = (self.config.num_kv_heads, self.config.head_dim, kv_dtype)
         self._programs: dict[tuple, Any] = {}
         self._store = programs
+        self._draws = Draws(self._head, vocab=self.vocab, most=num_sequences)
         self.reset()
 
     @property
@@ -208,15 +200,10 @@ class Runner:
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make every program that a plan may need, but for steps with images or adapters. Sequences lose nothing."""
-        empty = np.zeros((0, self.config.model_dim), np.float32)
         jobs: list[Callable[[], object]] = [
             lambda shape=shape: self.call(shape, pack(shape, (), None, None), None) for shape in self.shapes()
         ]
-        jobs += [
-            lambda R=R, width=width: self.draw(empty, [], [], rows=R, width=width)
-            for R in draw_sizes(self.limits.max_sequences)
-            for width in penalty_widths(self.vocab)
-        ]
+        jobs += self._draws.warm_up(self._program, self.config.model_dim)
         states_SD = np.zeros((SCORE_ROWS, self.config.model_dim), np.float32)
         jobs.append(lambda: self.score(states_SD, np.zeros(SCORE_ROWS, np.int32)))
         jobs.append(lambda: self.transfer(CopyPage(0, 0)))
@@ -369,7 +356,7 @@ class Runner:
     def _read(self, pending: Pending) -> list[list[SampleResult] | RequestError]:
         rows, places = pending.plan.rows, pending.places
         full = [i for i, row in enumerate(rows) if row.draws and row.run.sampler.needs_full]
-        masks = {i: _mask_of(rows[i].run) for i in full}  # while the device computes
+        masks: dict[int, Any] = {i: _mask_of(rows[i].run) for i in full}  # while the device computes
         assert pending.output is not None
         drawn_S = np.asarray(pending.output.drawn_S)
         results: list[list[SampleResult] | RequestError] = []
@@ -383,31 +370,11 @@ class Runner:
         if full:
             h_SD = np.asarray(pending.output.h_SD)
             at = [sum(places[i]) - 1 for i in full]
-            drawn = self.draw(h_SD[at], [rows[i].run.sampler for i in full], [masks[i] for i in full])
+            samplers = [rows[i].run.sampler for i in full]
+            drawn = self._draws(self._program, h_SD[at], samplers, [masks[i] for i in full])
             for i, result in zip(full, drawn, strict=True):
                 results[i] = [result]
         return results
-
-    def draw(
-        self, h_RD: np.ndarray, samplers: list[RowSampler], masks: list, *, rows: int = 0, width: int = 0
-    ) -> list[SampleResult]:
-        """Return what rows draw that ask for more than a step's program does, from their hidden states.
-
-        rows, width: padded to at least so many rows and penalized ids.
-        """
-        R = next(size for size in draw_sizes(self.limits.max_sequences) if size >= max(len(samplers), rows))
-        padding = R - len(samplers)
-        h_RD = np.concatenate([h_RD, np.zeros((padding, h_RD.shape[1]), h_RD.dtype)])
-        told = full_arguments(
-            [*samplers, *[None] * padding], [*masks, *[None] * padding], vocab=self.vocab, width=width
-        )
-        arguments, structure = jax.tree.flatten((self._head, h_RD, *told))
-
-        def draw_flat(arguments):
-            return full_choice(*jax.tree.unflatten(structure, arguments), vocab=self.vocab)
-
-        key = ("draw", R, told[1].ids_RP.shape, self.vocab, structure)
-        return read_full(samplers, *self._program(key, draw_flat, (arguments,))(arguments))
 
     # -- pools ---------------------------------------------------------------------------------------------------
 

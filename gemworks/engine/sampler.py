@@ -5,6 +5,8 @@ Two programs draw, and for the same seed both draw the same token:
     fast_choice   inside a decode step: rows that are greedy or have 0 < top_k <= SHORT_LIST, and ask for nothing else
     full_choice   after a step, from its hidden states: penalties, bias, masks, log-probabilities, any top_k
 
+Rows that ask for a mask and nothing else have cheaper ones (draws.py).
+
 Penalties travel as short lists of the ids they concern, not as rows of the vocabulary: 13 bytes an id.
 """
 
@@ -47,7 +49,9 @@ class RowSampler:
     answer: which of a request's n; it draws with seed + answer. Without a seed a fresh one is made and kept. `mask` is
     the request's hook (engine/types.py).
 
-    needs_full   its rows are drawn by `full_choice`
+    needs_full   its rows are drawn apart from the step (draws.py)
+    is_plain     penalties and log-probabilities play no part
+    is_short     greedy, or 0 < top_k <= SHORT_LIST
     needs_host   a draw depends on the tokens before it beyond the logits: known on the host before it is launched
     """
 
@@ -68,8 +72,9 @@ class RowSampler:
         counted = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
         self.penalized = counted or bool(params.logit_bias)
         self.needs_host = self.penalized or mask is not None
-        has_long_list = params.temperature > 0 and not 0 < params.top_k <= SHORT_LIST
-        self.needs_full = self.needs_host or params.logprobs or has_long_list
+        self.is_plain = not (self.penalized or params.logprobs)
+        self.is_short = params.temperature == 0 or 0 < params.top_k <= SHORT_LIST
+        self.needs_full = self.needs_host or params.logprobs or not self.is_short
         seed_2 = (self.seed >> 32, self.seed & 0xFFFFFFFF)
         row = (params.temperature, min(params.top_k, vocab), params.top_p, params.min_p, seed_2)
         self.row = np.array([row], _ROW).tobytes()

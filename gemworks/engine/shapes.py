@@ -33,6 +33,11 @@ def draw_sizes(most: int) -> list[int]:
     return [*(size for size in (1, 4) if size < most), most]
 
 
+def few_sizes(most: int) -> list[int]:
+    """Return the numbers of rows that draws among few tokens are compiled for; a padding row costs little there."""
+    return sorted({1, most})
+
+
 def step_sizes(most: int, *, draft: int = 0, chunks: tuple[int, ...] = PREFILL_COLUMNS) -> list[tuple[int, int, int]]:
     """Return (decode rows, their columns, columns of the chunk) of every step of an engine of `most` sequences."""
     columns = [1, *(c for c in DRAFT_COLUMNS if c <= draft + 1)]

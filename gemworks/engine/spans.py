@@ -22,7 +22,7 @@ def soft_tokens(
 ) -> tuple[SoftTokens, list[int]]:
     """Return the embeddings for a chunk padded to `columns` tokens, and the last position each real one may see.
 
-    Calls the encoder of an image that is not in the cache. Tokens of a span see to its end, others themselves.
+    Calls the encoder of an image that is not in the cache. Tokens of an image see to its end, others themselves.
     """
     rows_PD = np.zeros((columns, cache.dim), np.float32)
     index_P = np.full(columns, -1, np.int32)
@@ -31,5 +31,6 @@ def soft_tokens(
         at = slice(span.start - row.start, span.end - row.start)
         rows_PD[at] = cache.get(span)
         index_P[at] = np.arange(at.start, at.stop)
-        see[at] = [span.end - 1] * span.length
+        if span.sees_ahead:
+            see[at] = [span.end - 1] * span.length
     return SoftTokens(rows_PD, index_P), see

@@ -66,12 +66,14 @@ class SoftSpan:
 
     They attend both ways among themselves, so a chunk never ends inside. `key` says which image it is: equal keys,
     equal embeddings. `embed()` returns them, [length, D] fp32 as the first layer takes them, where they are not cached.
+    sees_ahead False: a soft prompt, whose tokens see what is before them only, as words do.
     """
 
     start: int
     length: int
     key: Hashable
     embed: Callable[[], Any]
+    sees_ahead: bool = True
 
     @property
     def end(self) -> int:

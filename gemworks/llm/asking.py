@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemworks.engine.types import Request
 from gemworks.llm.answers import Answer, Chunk
+from gemworks.llm.calling import Calling
 from gemworks.llm.prompts import Prompt
 from gemworks.llm.structured import Form
 from gemworks.tokenizer.tokenizer import Tokenizer
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call that can be computed: the engine's request, its prompt as rendered, the stop strings and the form of its
-    answer."""
+    """A call that can be computed: the engine's request, its prompt as rendered, the stop strings, the form of its
+    answer and the functions that it may call."""
 
     request: Request
     prompt: Prompt
     stops: tuple[str, ...] = ()
     form: Form | None = None
+    calling: Calling | None = None
 
 
 class Ask:
@@ -33,7 +35,19 @@ class Ask:
         request = asked.request
         self._handle, self._load_s = handle, load_s
         self._prompt, self._form = asked.prompt, asked.form
-        self._answers = [Answer(tokenizer, len(request.prompt), request.params, asked.stops) for _ in range(request.n)]
+        calling = asked.calling
+        told: Any = {"marks": calling.marks} if calling else {}
+        self._answers = [
+            Answer(
+                tokenizer,
+                len(request.prompt),
+                request.params,
+                asked.stops,
+                reader=calling.reader(asked.form) if calling else None,
+                **told,
+            )
+            for _ in range(request.n)
+        ]
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Yield pieces of text as they come; stop the engine where a stop string ends the last answer."""

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -15,20 +15,24 @@ from gemworks.engine.types import Request, RequestKind, SamplingParams
 from gemworks.errors import ConfigError, RequestError
 from gemworks.llm.answers import Chunk, PromptLogprobs
 from gemworks.llm.asking import Ask, Prepared
+from gemworks.llm.calling import KEYWORDS, calling_of
 from gemworks.llm.drafts import new_proposer
 from gemworks.llm.eyes import Eyes, open_eyes
 from gemworks.llm.loading import Progress, load
 from gemworks.llm.prompts import Message, Prompter
 from gemworks.llm.sizes import DEFAULT_CONTEXT, engine_sizes
+from gemworks.llm.soft_prompts import SoftPrompts
 from gemworks.llm.structured import form_of
 from gemworks.memory import without_collections
 from gemworks.model.config import TextConfig
+from gemworks.text.toolcalls.control import ControlTokens
 
 if TYPE_CHECKING:
     from gemworks.engine.handle import Handle
     from gemworks.engine.live import EngineStats
     from gemworks.quant.plan import QuantPlan
     from gemworks.text.grammar import GrammarEngine
+    from gemworks.text.toolcalls.auto import CallMasks
 
 
 class LLM:
@@ -42,9 +46,10 @@ class LLM:
     as, "bfloat16" (default), "int8" (half the memory and, at long contexts, more speed) or "float32" (the default of an
     fp32 model). max_sequences: how many answers are computed together (default: as many as cost little memory, 1 to
     8); more wait. draft: speculation, which makes answers quicker and changes nothing in them: "lookup" guesses from
-    the text so far, the name of a smaller model lets that one guess. adapter: a LoRA adapter that every request has
-    unless it names another. progress(bytes_done, bytes_total)
-    is called while loading, `packing` (default: the same) while weights are packed for this machine's first start.
+    the text so far, the name of a smaller model lets that one guess. adapter: an adapter (LoRA, DoRA or a soft prompt)
+    that every request has unless it names another; None: the created model's, if it has one. progress(bytes_done,
+    bytes_total) is called while loading, `packing` (default: the same) while weights are packed for this machine's
+    first start.
     May be used by many threads and event loops at once.
     Raises ConfigError, CheckpointError, StorageError or DownloadError.
     """
@@ -94,16 +99,16 @@ class LLM:
         self.config, self.generation, self.tokenizer = loaded.config, loaded.generation, loaded.tokenizer
         self.dtype, self.is_chat, self.num_parameters = loaded.dtype, loaded.is_chat, loaded.num_parameters
         self._defaults = dict(created.sampling) if created else {}
+        self._vocab = loaded.vocab
         self._open_eyes = cache(partial(open_eyes, resolved.path, dtype=dtype))
-        self._grammars = cache(partial(self._read_grammars, loaded.vocab))
         self._prompter = Prompter(self.tokenizer, self.name, self._open_eyes, opening=_opening(created, self.is_chat))
         self._default_adapter, guesses = None, None
+        self._soft_prompts = SoftPrompts()
+        adapter = created.adapter if adapter is None and created else adapter
         if draft is not None:
             told = {"vocab": loaded.vocab, "context": self.context, "tokenizer": self.tokenizer}
             guesses = new_proposer(draft, **told, load=lambda name: load(resolve(name).path, dtype=dtype, quant=plan))
-        pools = sizes[0].runner_arguments()
-        if kv is None:
-            pools["kv_dtype"] = None  # as the weights are
+        pools: dict[str, Any] = {**sizes[0].runner_arguments(), **({"kv_dtype": None} if kv is None else {})}
         runner = Runner(loaded.model, vocab=loaded.vocab, programs=programs, **pools)
         self._engine = Engine(runner, new_proposer=guesses)
         self.load_s = time.perf_counter() - started
@@ -136,7 +141,8 @@ class LLM:
         """Answer a conversation of {"role", "content"} messages; a list of conversations gives a list of Completions.
 
         schema=... (a JSON schema, a pydantic model, a type) makes the answer JSON of it, `completion.parsed` the value;
-        grammar=... any other form (docs/structured.md).
+        grammar=... any other form (docs/structured.md). tools=[...] declares functions that the answer may call
+        (completion.tool_calls), tool_choice, parallel_tool_calls and tool_style say how (docs/calls.md).
         Content is a text or a list of parts, of which some may be images or videos (docs/images.md);
         pan_and_scan=True, or a PanAndScan, reads pictures that are far from square in crops too. stream=True returns an
         iterator of Chunks instead.
@@ -185,19 +191,27 @@ class LLM:
         return np.stack(vectors) if _is_list_of_texts(text) else vectors[0]
 
     def load_adapter(self, path: str | Path, name: str | None = None) -> str:
-        """Load a LoRA adapter (a PEFT directory) beside the model and return its name, for `adapter=` of a request.
+        """Load an adapter (a PEFT directory) beside the model and return its name, for `adapter=` of a request.
 
-        The first one decides how much memory adapters get: MAX_ADAPTERS of its rank, or of 16 where that is more.
-        Raises CheckpointError or ConfigError where it does not fit this model, CapacityError where there is no room.
+        LoRA, DoRA, or a soft prompt. The first of matrices decides how much memory adapters get: MAX_ADAPTERS of its
+        rank, or of 16 where that is more. Raises CheckpointError or ConfigError where it does not fit this model,
+        CapacityError where there is no room.
         """
+        from gemworks.weights import soft_prompt
         from gemworks.weights.adapter import read_adapter
 
         name = name or Path(path).name
-        self._engine.load_adapter(name, read_adapter(path, self.config))
+        if soft_prompt.is_soft_prompt(path):
+            self._soft_prompts.load(name, soft_prompt.read_soft_prompt(path, self.config).rows_PD)
+        else:
+            self._engine.load_adapter(name, read_adapter(path, self.config))
+            self._soft_prompts.unload(name)  # a name means one adapter, the last one loaded
         return name
 
     def unload_adapter(self, name: str) -> None:
         """Give an adapter's memory to the next one."""
+        if name in self._soft_prompts:
+            return self._soft_prompts.unload(name)
         self._engine.unload_adapter(name)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -259,24 +273,40 @@ class LLM:
         told = dict(told)
         stop, crops = told.pop("stop", None), told.pop("pan_and_scan", None)
         form = form_of(told.pop("schema", None), told.pop("grammar", None))
+        calling = calling_of(self._call_tokens, {name: told.pop(name, None) for name in KEYWORDS})
         own = kind | {name: told[name] for name in _REQUEST_FIELDS if told.get(name) is not None}
         own.setdefault("adapter", self._default_adapter)
-        if form is not None:
-            own["mask"] = self._grammars().constrain(form.grammar)
+        if (wanted := calling.grammar(form)) is not None and calling.is_free(form):
+            own["mask"] = self._call_masks.mask(wanted, calling.names, calling.begins)
+        elif wanted is not None:
+            own["mask"] = self._grammars.constrain(wanted)
         params = self.sampling(**{name: value for name, value in told.items() if name not in _REQUEST_FIELDS})
-        wanted: Any = self._defaults.get("stop", ()) if stop is None else stop
-        stops = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        asked: Any = self._defaults.get("stop", ()) if stop is None else stop
+        stops = (asked,) if isinstance(asked, str) else tuple(asked)
         if not all(isinstance(s, str) and s for s in stops):
-            raise RequestError(f"stop must be texts of at least one character, got {wanted!r}.")
-        rendered = self._prompter.render(prompt, pan_and_scan=crops)
+            raise RequestError(f"stop must be texts of at least one character, got {asked!r}.")
+        rendered = self._prompter.render(prompt, pan_and_scan=crops, calling=calling)
         request = Request(prompt=tuple(rendered.ids), spans=rendered.spans, params=params, **own)
-        return Prepared(request, rendered, stops, form)
+        request = self._soft_prompts.before(request)
+        return Prepared(request, rendered, stops, form, calling)
 
-    def _read_grammars(self, vocab: int) -> "GrammarEngine":
+    @cached_property
+    def _call_tokens(self) -> ControlTokens | None:
+        return ControlTokens.of(self.tokenizer) if self.is_chat else None
+
+    @cached_property
+    def _grammars(self) -> "GrammarEngine":
         """What makes masks of grammars; it reads the vocabulary, so it is made for the first call that needs it."""
         from gemworks.text.grammar import GrammarEngine
 
-        return GrammarEngine(self.tokenizer, vocab=vocab, end_ids=self.sampling().stop_ids)
+        return GrammarEngine(self.tokenizer, vocab=self._vocab, end_ids=self.sampling().stop_ids)
+
+    @cached_property
+    def _call_masks(self) -> "CallMasks":
+        """What makes masks of text that may become a call; as `_grammars`, for the first that needs it."""
+        from gemworks.text.toolcalls.auto import CallMasks
+
+        return CallMasks(self._grammars, self.tokenizer, vocab=self._vocab)
 
     def sampling(self, **overrides) -> SamplingParams:
         """Return the parameters a request with these overrides would use. None means "as the model says"."""
@@ -294,6 +324,8 @@ class LLM:
         ends = {*own.eos_ids, *params.get("stop_ids", ())}
         if self.is_chat and self.tokenizer.end_of_turn_id is not None:
             ends.add(self.tokenizer.end_of_turn_id)
+        if self._call_tokens is not None:
+            ends.add(self._call_tokens.stop_id)
         params["stop_ids"] = tuple(sorted(ends))
         return SamplingParams(**params)
 

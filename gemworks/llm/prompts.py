@@ -18,6 +18,7 @@ import numpy as np
 
 from gemworks.engine.types import SoftSpan
 from gemworks.errors import RequestError
+from gemworks.llm.calling import Calling
 from gemworks.llm.eyes import EncodeCost, Eyes, Opener, no_eyes
 from gemworks.llm.videos import is_video, with_frames
 from gemworks.tokenizer.chat import Piece, Place, render_chat, render_plain
@@ -57,22 +58,31 @@ class Prompter:
         self._open_eyes = open_eyes
         self._opening = opening
 
-    def render(self, prompt: str | Sequence, *, pan_and_scan: "bool | PanAndScan | None" = None) -> Prompt:
-        """Return the prompt as ids and spans. Raises RequestError."""
+    def render(
+        self,
+        prompt: str | Sequence,
+        *,
+        pan_and_scan: "bool | PanAndScan | None" = None,
+        calling: Calling | None = None,
+    ) -> Prompt:
+        """Return the prompt as ids and spans; `calling` says what a conversation tells of functions. RequestError."""
         crops = _pan_and_scan(pan_and_scan)
+        is_chat = not isinstance(prompt, str) and isinstance(prompt, Sequence) and _is_message(prompt)
+        if calling is not None and calling.toolset is not None and not is_chat:
+            raise RequestError("tools need a conversation of messages, got a prompt without turns.")
         if isinstance(prompt, str):
             return Prompt(ids=render_plain(self._tokenizer, prompt))
         if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
             raise _unknown(prompt)
-        if prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
-            return self._chat(prompt, crops)
+        if is_chat:
+            return self._chat(prompt, crops, calling or Calling("python"))
         if all(isinstance(i, (int, np.integer)) for i in prompt):
             return Prompt(ids=[int(i) for i in prompt])
         if not any(_is_picture(piece) or _is_part(piece) for piece in prompt):
             raise _unknown(prompt)
         return self._plain(prompt, crops)
 
-    def _chat(self, messages: Sequence[Message], crops: "PanAndScan | None") -> Prompt:
+    def _chat(self, messages: Sequence[Message], crops: "PanAndScan | None", calling: Calling) -> Prompt:
         if self._opening is None:
             raise RequestError(
                 f"{self._name} is a pre-trained model without a chat form; it continues text.\n"
@@ -83,7 +93,9 @@ class Prompter:
         if messages[0].get("role") == "system":  # the caller's replaces the model's
             own = [messages[0], *(turn for turn in own if turn["role"] != "system")]
             messages = messages[1:]
-        said = self._with_frames([*own, *messages])
+        if (ids := calling.control_ids(self._tokenizer, [*own, *messages])) is not None:
+            return Prompt(ids=ids)
+        said = self._with_frames(calling.plain([*own, *messages]))
         parts = image_parts(said)
         if not parts:
             return Prompt(ids=render_chat(self._tokenizer, said))
@@ -150,6 +162,10 @@ def _part(piece: Any, where: str) -> Mapping[str, Any]:
         f"{where}: a piece of a prompt must be a text, or a picture as a pathlib.Path, bytes, an array, a PIL image "
         f"or a part of a message, got a {type(piece).__name__}."
     )
+
+
+def _is_message(prompt: Sequence) -> bool:
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping) and "role" in prompt[0]
 
 
 def _is_part(piece: Any) -> bool:

@@ -32,9 +32,7 @@ def engine_sizes(config: TextConfig, *, context: int, kv: str, max_sequences: in
     return sizes
 
 
-def pool_sizes(
-    config: TextConfig, *, context: int, kv: str, max_sequences: int | None, draft: int = 0
-) -> KVPlan:
+def pool_sizes(config: TextConfig, *, context: int, kv: str, max_sequences: int | None, draft: int = 0) -> KVPlan:
     """Return the pools of an engine: the sequences asked for, or as many as cost little beside the weights.
 
     The global layers' pages hold every sequence at its longest as far as that costs little too, twice that where the

@@ -5,7 +5,7 @@
 The model is never changed: inside the step each of a layer's matrices is paired with its adapters' (ops/adapted.py).
 Which adapter is in which slot is the engine's business (engine/adapters.py).
 
-Not here: embedding and head, which no adapter of ours changes; DoRA, whose scale depends on the base matrix.
+Not here: embedding and head, which no adapter of ours changes; training (train/adapters).
 """
 
 from typing import TYPE_CHECKING, Literal, get_args
@@ -19,17 +19,21 @@ from gemworks.ops.kv import Array
 if TYPE_CHECKING:
     from gemworks.model.gemma3 import Block
 
-# D input width, F output width, P = slots * rank
+# D input width, F output width, P = slots * rank, S = slots + 1
 
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 class Delta(eqx.Module):
-    """What all slots add to one matrix: slot s has the columns [(s - 1) * rank, s * rank); b carries the scale."""
+    """What all slots add to one matrix: slot s has the columns [(s - 1) * rank, s * rank); b carries the scale.
+
+    gain_SF: the factor of every row by slot, 1 for those that have none; None where no adapter of the pool has any.
+    """
 
     a_PD: Array
     b_FP: Array
+    gain_SF: Array | None = None
 
 
 class Adapters(eqx.Module):
@@ -60,7 +64,7 @@ def adapt(layers: "tuple[Block, ...]", adapters: Adapters, adapter_T: Array | No
             return [getattr(block.attn if hasattr(block.attn, t) else block.ffw, t).weight for t in deltas]
 
         pairs = [
-            Adapted(weight, delta.a_PD, delta.b_FP, own_TP)
+            Adapted(weight, delta.a_PD, delta.b_FP, own_TP, delta.gain_SF, None if delta.gain_SF is None else adapter_T)
             for weight, delta in zip(matrices(layer), deltas.values(), strict=True)
         ]
         return eqx.tree_at(matrices, layer, pairs)

@@ -1,7 +1,7 @@
 """The vocabulary of the model: what a backend must supply. Contracts here, meaning in ops/xla, choice in ops/select.
 
 Activations are fp32 arrays between ops; weights and caches keep their own dtype. The matrices of `linear`, `qkv` and
-`block_tail` may be `Adapted`: a layer with adapters is computed product by product, not in one kernel.
+`block_tail` may be `Composite`: a layer with adapters is computed product by product, not in one kernel.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gemworks.ops import adapted, select
-from gemworks.ops.adapted import Adapted
+from gemworks.ops.adapted import Composite
 from gemworks.ops.kv import Array, AttentionPlan, LayerKV, PartsPlan
 from gemworks.ops.tower import Normed, TowerLayer
 from gemworks.ops.weight import Weight
@@ -25,13 +25,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     return select.implementation("rms_norm")(x, scale, eps=eps)
 
 
-def linear(x_TD: jax.Array, weight_FD: Weight | Adapted) -> jax.Array:
+def linear(x_TD: jax.Array, weight_FD: Weight | Composite) -> jax.Array:
     """Return y_TF = x_TD @ weight_FD.T, with what each token's adapter adds."""
     return adapted.linear(x_TD, weight_FD, product=select.implementation("linear"))
 
 
-def embed(ids_T: Array, weight_VD: Weight, *, scale: float) -> jax.Array:
+def embed(ids_T: Array, weight_VD: Weight | Composite, *, scale: float) -> jax.Array:
     """Return x_TD = weight[ids] * scale."""
+    if isinstance(weight_VD, Composite):
+        return weight_VD.embed(ids_T, scale)
     return select.implementation("embed")(ids_T, weight_VD, scale=scale)
 
 
@@ -48,9 +50,9 @@ def geglu(gate_TF: jax.Array, up_TF: jax.Array) -> jax.Array:
 def qkv(
     x_TD,
     gain_D,
-    q: Weight | Adapted,
-    k: Weight | Adapted,
-    v: Weight | Adapted,
+    q: Weight | Composite,
+    k: Weight | Composite,
+    v: Weight | Composite,
     q_gain_H,
     k_gain_H,
     cos_TJ,
@@ -84,10 +86,10 @@ def block_tail(
     attn_gain_D,
     ffw_gain_D,
     ffw_post_gain_D,
-    o: Weight | Adapted,
-    gate: Weight | Adapted,
-    up: Weight | Adapted,
-    down: Weight | Adapted,
+    o: Weight | Composite,
+    gate: Weight | Composite,
+    up: Weight | Composite,
+    down: Weight | Composite,
     *,
     eps: float,
 ) -> jax.Array:
@@ -143,8 +145,8 @@ def top_logprobs(logits_RV: jax.Array, chosen_R: jax.Array, *, top: int) -> tupl
     return select.implementation("top_logprobs")(logits_RV, chosen_R, top=top)
 
 
-def _block(op: str, *weights: Weight | Adapted):
+def _block(op: str, *weights: Weight | Composite):
     """The implementation of a block's op: the chosen one, or with adapters the twin, its products by `linear`."""
-    if any(isinstance(weight, Adapted) for weight in weights):
+    if any(isinstance(weight, Composite) for weight in weights):
         return functools.partial(select.twin(op), product=linear)
     return select.implementation(op)

@@ -65,8 +65,8 @@ def ask(method: str, path: str, body: Any = None) -> Any:
     connection = _connection(where)
     try:
         connection.request(method, where.path + path, data, headers)
-        response = connection.getresponse()
-        status, text = response.status, response.read()
+        with connection.getresponse() as response:  # which has the socket where the server closes it
+            status, text = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise BackendError(_no_server(where, error)) from error
     finally:

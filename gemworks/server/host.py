@@ -2,8 +2,9 @@
 
     asked ---load in a thread---> loaded, users > 0 ---last user leaves---> idle ---keep_alive passes---> gone
 
-Names are those of the command line and, where any_local allows it, of every model on this machine; never a path, and
-nothing is downloaded. What loads a model is handed in, so that this needs no jax.
+An event loop's side of engine/host.py, which keeps the counts, the budget of bytes and who has to go. Names are those
+of the command line and, where any_local allows it, of every model on this machine; never a path, and nothing is
+downloaded. What loads a model is handed in, so that this needs no jax.
 """
 
 import asyncio
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemworks.errors import LimitError, NotFoundError, RequestError
+from gemworks.engine.host import Hosted, Lease
+from gemworks.engine.host import ModelHost as EngineHost
+from gemworks.errors import NotFoundError, RequestError
 from gemworks.memory import give_back_freed_memory
 from gemworks.server.threads import in_daemon
 from gemworks.weights import hub, store
@@ -27,38 +30,76 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[\w.:/@+-]{1,200}")
 _ENDS = (".safetensors", ".gguf")
-_RETRY_S = 5.0  # an answer takes seconds, and ends the use of a model
+
+# Seconds that mean "at once" without closing the model in the event loop, as 0 would.
+_AT_ONCE_S = 1e-6
 
 
 @dataclass(eq=False, slots=True)
 class Loaded:
-    """A model that is loaded. Times are of time.time(); expires_at None: not while it is used, or never."""
+    """A model that was loaded. Times are of time.time(); `hosted` tells what its host knows of it, None when gone.
+
+    size_bytes: of its weights on disk.
+    """
 
     name: str
     llm: "LLM"
     path: Path
     size_bytes: int
-    keep_alive_s: float  # after the last use; inf: for ever
+    hosted: Callable[[str], Hosted | None] = field(repr=False)
     loaded_at: float = field(default_factory=time.time)
-    used_at: float = field(default_factory=time.time)
-    expires_at: float | None = None
-    users: int = 0
-    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def users(self) -> int:
+        """Calls that hold it now."""
+        told = self.hosted(self.name)
+        return told.leases if told else 0
+
+    @property
+    def keep_alive_s(self) -> float:
+        """Seconds it stays after the last use; inf: for ever."""
+        told = self.hosted(self.name)
+        return 0.0 if told is None else math.inf if told.keep_alive_s is None else told.keep_alive_s
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it goes; None: not while it is used, or never."""
+        told = self.hosted(self.name)
+        if told is None or told.expires_at is None:
+            return None
+        return time.time() + told.expires_at - time.monotonic()
 
 
 class ModelHost:
     """Loads and lets go of models. For one event loop.
 
-    load: a name of this machine -> the model; called in a thread. Raises what it raises.
+    load: a name of this machine -> the model; called in a thread. Raises what it raises. size: the bytes it will take,
+    asked where settings.memory_bytes limits them (None: its weights as they are on disk).
     """
 
-    def __init__(self, settings: "ModelSettings", *, load: "Callable[[str], LLM] | None" = None):
+    def __init__(
+        self,
+        settings: "ModelSettings",
+        *,
+        load: "Callable[[str], LLM] | None" = None,
+        size: Callable[[str], int] | None = None,
+    ):
         self._settings = settings
         self._load = load
         self._served = list(dict.fromkeys(settings.names))
-        self._loaded: dict[str, Loaded] = {}
-        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, str] = {}  # what was asked -> the name it is held under
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiring: asyncio.Task[None] | None = None
+        self._models: dict[str, Loaded] = {}  # in the order they were loaded
+        limit = settings.memory_bytes
+        self._host: EngineHost[Loaded] = EngineHost(
+            limit,
+            self._read,
+            size=(size or _size_on_disk) if limit is not None else lambda name: 0,
+            most=max(1, settings.max_loaded, len(self._served)),
+            close=self._close,
+        )
 
     @property
     def default(self) -> str:
@@ -73,16 +114,18 @@ class ModelHost:
 
     def loaded(self) -> list[Loaded]:
         """Return the models in memory, as they were loaded."""
-        return list(self._loaded.values())
+        there = {told.name for told in self._host.models()}  # what is loading is not there yet
+        return [loaded for name, loaded in list(self._models.items()) if name in there]
 
     def peek(self, name: str) -> Loaded | None:
         """Return a model if it is in memory, without using it."""
-        return self._loaded.get(self.resolve(name))
+        held = self.resolve(name)
+        return self._models.get(held) if self._host.model(held) is not None else None
 
     def resolve(self, name: str) -> str:
         """Return the name a model is held under. Raises NotFoundError for what is no model of this machine."""
         known = self._known.get(name)
-        if known is not None and known in (*self._served, *self._loaded):
+        if known is not None and (known in self._served or self._host.model(known) is not None):
             return known
         for wanted in dict.fromkeys((name, name.removesuffix(":latest"))):
             if wanted in self._served or any(_same(wanted, served) for served in self._served):
@@ -98,97 +141,89 @@ class ModelHost:
     async def use(self, name: str | None, *, keep_alive: float | None = None) -> AsyncIterator[Loaded]:
         """Hold a model loaded inside the context.
 
-        keep_alive: seconds it stays after the last use, -1 for ever; None as the settings say. Raises NotFoundError,
-        and LimitError where as many models as may be loaded are all in use.
+        keep_alive: seconds it stays after the last use, -1 for ever; None as it was asked before, or as the settings
+        say. Raises NotFoundError, LimitError where what is in use leaves no room, CapacityError where there is none.
         """
         held = self.resolve(name or self.default)
-        loaded = await self._get(held)
-        loaded.users += 1
-        if loaded.timer is not None:
-            loaded.timer.cancel()
-        loaded.timer, loaded.expires_at = None, None
-        if keep_alive is not None:
-            loaded.keep_alive_s = math.inf if keep_alive < 0 else keep_alive
+        lease = await self._get(held, keep_alive)
         try:
-            yield loaded
+            yield lease.model
         finally:
-            loaded.users -= 1
-            loaded.used_at = time.time()
-            if loaded.users == 0:
-                self._let_expire(loaded)
+            lease.release()
+            self._schedule()
 
     async def unload(self, name: str) -> bool:
         """Let a model go, when its last user leaves; False where it is not loaded."""
-        loaded = self._loaded.get(self.resolve(name))
-        if loaded is None:
+        if not self._host.keep(self.resolve(name), _AT_ONCE_S):
             return False
-        loaded.keep_alive_s = 0.0
-        if loaded.users == 0:
-            await self._drop(loaded)
+        await self._expire()
         return True
 
     async def close(self) -> None:
         """Let every model go."""
-        for task in list(self._loading.values()):
+        for task in (*self._loading.values(), *([self._expiring] if self._expiring else [])):
             task.cancel()
-        for loaded in list(self._loaded.values()):
-            await self._drop(loaded)
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.to_thread(self._host.close)
 
-    async def _get(self, name: str) -> Loaded:
-        """The model, loaded now where it is not; who asks meanwhile shares the load."""
-        while (loaded := self._loaded.get(name)) is None:
+    async def _get(self, name: str, keep_alive: float | None) -> Lease[Loaded]:
+        """A lease on the model, loaded now where it is not; who asks meanwhile shares the load."""
+        while True:
+            told = self._host.model(name)
+            keep_s = told.keep_alive_s if told and keep_alive is None else self._keep_s(name, keep_alive)
+            if (lease := self._host.lend(name, keep_alive_s=keep_s)) is not None:
+                return lease
             task = self._loading.get(name)
             if task is None:
-                task = self._loading[name] = asyncio.ensure_future(self._read(name))
-                task.add_done_callback(lambda done: self._loading.pop(name, None))
+                task = self._loading[name] = asyncio.ensure_future(in_daemon(self._bring, name))
+                task.add_done_callback(lambda done: self._loaded_or_not(name, done))
             await asyncio.shield(task)  # one who leaves does not end the load of the others
-        return loaded
+            self._schedule()
 
-    async def _read(self, name: str) -> Loaded:
-        await self._make_room(name)
+    def _keep_s(self, name: str, keep_alive: float | None) -> float | None:
+        """Seconds as the engine's host takes them: None is for ever, and 0 would close a model in this thread."""
+        if keep_alive is None:
+            keep_alive = -1.0 if name in self._served else self._settings.keep_alive_s
+        return None if keep_alive < 0 or math.isinf(keep_alive) else max(keep_alive, _AT_ONCE_S)
+
+    def _bring(self, name: str) -> None:
+        """Load a model, in a thread; whoever asked for it takes it from there."""
+        self._host.get(name, keep_alive_s=self._keep_s(name, None)).release()
+
+    def _read(self, name: str) -> Loaded:
         assert self._load is not None, "a host without a loader has its models given"
-        llm = await in_daemon(self._load, name)
-        path = await asyncio.to_thread(lambda: hub.resolve(name).path)
-        keep_s = math.inf if name in self._served else _seconds(self._settings.keep_alive_s)
-        loaded = Loaded(name, llm, path, _size(path), keep_s)
-        self._loaded[name] = loaded
-        if loaded.users == 0:
-            self._let_expire(loaded)
+        llm = self._load(name)
+        path = hub.resolve(name).path
+        loaded = Loaded(name, llm, path, _size(path), self._host.model)
+        self._models[name] = loaded
         return loaded
 
-    async def _make_room(self, name: str) -> None:
-        """Let the idle model go that was used longest ago, where this one would be one too many."""
-        most = max(1, self._settings.max_loaded or 1, len(self._served))
-        others = [one for one in self._loading if one != name]
-        while len(self._loaded) + len(others) >= most:
-            idle = [loaded for loaded in self._loaded.values() if loaded.users == 0]
-            if not idle:
-                raise LimitError(
-                    f"{name} cannot be loaded now: {most} models may be loaded, and all of them are in use.\n"
-                    "Try again when one is idle, or raise max_loaded.",
-                    retry_after_s=_RETRY_S,
-                )
-            await self._drop(min(idle, key=lambda loaded: (loaded.name in self._served, loaded.used_at)))
+    def _close(self, loaded: Loaded) -> None:
+        self._models.pop(loaded.name, None)  # the last reference to its weights
+        loaded.llm.close()
+        give_back_freed_memory()
 
-    def _let_expire(self, loaded: Loaded) -> None:
-        if math.isinf(loaded.keep_alive_s):
-            return
-        loop = asyncio.get_running_loop()
-        loaded.expires_at = time.time() + loaded.keep_alive_s
-        if loaded.timer is not None:
-            loaded.timer.cancel()
-        loaded.timer = loop.call_later(loaded.keep_alive_s, lambda: asyncio.ensure_future(self._expire(loaded)))
+    def _loaded_or_not(self, name: str, task: "asyncio.Task[None]") -> None:
+        self._loading.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; perhaps nobody does any more
 
-    async def _expire(self, loaded: Loaded) -> None:
-        if loaded.users == 0 and self._loaded.get(loaded.name) is loaded:
-            await self._drop(loaded)
+    def _schedule(self) -> None:
+        """Look again when the next idle model's time has passed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        ends = [told.expires_at for told in self._host.models() if told.expires_at is not None]
+        if ends:
+            after = max(0.0, min(ends) - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(after, self._begin_expiring)
 
-    async def _drop(self, loaded: Loaded) -> None:
-        if loaded.timer is not None:
-            loaded.timer.cancel()
-        if self._loaded.get(loaded.name) is loaded:
-            del self._loaded[loaded.name]
-        await asyncio.to_thread(_close, loaded)
+    def _begin_expiring(self) -> None:
+        self._expiring = asyncio.ensure_future(self._expire())
+
+    async def _expire(self) -> None:
+        await asyncio.to_thread(self._host.expire)
+        self._schedule()
 
     def _not_found(self, name: str) -> str:
         known = ", ".join(self._served) or "none"
@@ -221,15 +256,10 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~", "\\")) or "\\" in name or ".." in name or name.endswith(".gguf")
 
 
-def _seconds(keep_alive_s: float) -> float:
-    return math.inf if keep_alive_s < 0 else keep_alive_s
+def _size_on_disk(name: str) -> int:
+    return _size(hub.resolve(name).path)
 
 
 def _size(path: Path) -> int:
     files = [path] if path.is_file() else path.iterdir()
     return sum(file.stat().st_size for file in files if file.suffix in _ENDS)
-
-
-def _close(loaded: Loaded) -> None:
-    loaded.llm.close()
-    give_back_freed_memory()

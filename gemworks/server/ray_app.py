@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 _MOST_REQUESTS = 512  # that one replica is sent; its own queue refuses with 429 before
 
+_ROUTER = "gemworks.server.ray_router.PrefixRouter"
 _STREAMS = ("text/event-stream", "application/x-ndjson")
 _HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-authorization"}
 
@@ -250,7 +251,8 @@ def build(settings: "Settings", load: Load, *, replicas: int = 2, cpus: float = 
             "num_gpus": gpus,
             "runtime_env": {"env_vars": {"GEMWORKS_THREADS": str(max(1, int(cpus)))}},
         },
-        request_router_config=RequestRouterConfig(request_router_class="gemworks.server.ray_router.PrefixRouter"),
+        # By name: Ray imports it in processes of its own.
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),  # pyright: ignore
     )
     front = serve.deployment(
         serve.ingress(_front_app)(_FrontDeployment),

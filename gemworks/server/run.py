@@ -15,14 +15,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import uvicorn
 
-from gemworks.errors import ConfigError
+from gemworks.errors import BackendError, ConfigError
 from gemworks.server.app import create_app
 from gemworks.server.host import ModelHost
+from gemworks.server.protocol import with_timeout
 from gemworks.server.services import Services
 from gemworks.server.settings import Settings
 from gemworks.server.threads import in_daemon
+from gemworks.text import grammar
 
 if TYPE_CHECKING:
     from gemworks.llm import LLM
@@ -40,12 +43,13 @@ def run(
     load: "Callable[[str], LLM]",
     announce: Callable[[str], None],
     warm: "Callable[[str, LLM], None] | None" = None,
+    size: Callable[[str], int] | None = None,
 ) -> None:
     """Serve until a signal ends it, and return when all is closed.
 
-    load: a model's name -> the model, called in a thread. warm: called in one instead of `LLM.warm_up`. announce: one
-    line for whoever started the server. Raises ConfigError where the address cannot be had, and what `load` raises for
-    a model of the settings.
+    load: a model's name -> the model, called in a thread. warm: called in one instead of `LLM.warm_up`. size: bytes a
+    model will take (host.py). announce: one line for whoever started the server. Raises ConfigError where the address
+    cannot be had, and what `load` raises for a model of the settings.
     """
     bound = bind(settings.host, settings.port)
     sys.setswitchinterval(_SWITCH_S)
@@ -53,7 +57,8 @@ def run(
     services.logs.capture()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, bound, services, load, announce, warm or _warm))
+            host = ModelHost(settings.models, load=load, size=size)
+            runner.run(_serve(settings, bound, services, host, announce, warm or _warm))
     finally:
         bound.close()
 
@@ -94,11 +99,10 @@ async def _serve(
     settings: Settings,
     bound: socket.socket,
     services: Services,
-    load: "Callable[[str], LLM]",
+    host: ModelHost,
     announce: Callable[[str], None],
     warm: "Callable[[str, LLM], None]",
 ) -> None:
-    host = ModelHost(settings.models, load=load)
     app = create_app(settings, host, services)
     server = _Server(_config(settings, app))
     stopping = asyncio.Event()
@@ -129,7 +133,7 @@ def _config(settings: Settings, app) -> uvicorn.Config:
     tls = settings.tls
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=with_timeout(settings.limits.header_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -151,11 +155,31 @@ async def _load_all(
         async with host.use(name) as loaded:
             if settings.models.warm_up:
                 await in_daemon(warm, name, loaded.llm)
+                await in_daemon(form_once, loaded.llm)
+                if settings.models.warm_up_images:
+                    await in_daemon(see_once, loaded.llm)
     services.is_ready = True
 
 
 def _warm(name: str, llm: "LLM") -> None:
     llm.warm_up()
+
+
+def form_once(llm: "LLM") -> None:
+    """Prepare one call with a form: the vocabulary is read, which takes a second for Gemma 3's 262,144 pieces."""
+    with contextlib.suppress(BackendError):  # without llguidance no answer has a form, and a request is told so
+        llm.prepare("a", grammar=grammar.choice(["a"]))
+
+
+def see_once(llm: "LLM") -> None:
+    """Answer one token about a grey picture: the tower is loaded and compiled, and a step with image tokens too.
+
+    Nothing for a model that reads text only, or whose context no image fits.
+    """
+    if llm.eyes is None or llm.context < 2 * llm.eyes.config.tokens_per_image:
+        return
+    parts = [{"type": "image", "image": np.full((64, 64, 3), 128, np.uint8)}, {"type": "text", "text": "?"}]
+    llm.chat([{"role": "user", "content": parts}], max_tokens=1, use_cache=False)
 
 
 async def _drain(services: Services, grace_s: float, serving: "asyncio.Task[None]") -> None:

@@ -61,6 +61,9 @@ class ModelSettings(_Checked):
     max_loaded: Annotated[
         int, Help("Models in memory at once; one more evicts the idle one used longest ago.", least=1)
     ] = 1
+    memory_bytes: Annotated[
+        int | None, Help('What models in memory may take together, as "12GB"; unset: no limit but max_loaded.', least=1)
+    ] = None
     keep_alive_s: Annotated[
         float, Help("Seconds a model not in `names` stays loaded unused; -1 for ever.", least=-1)
     ] = 300.0
@@ -73,6 +76,9 @@ class ModelSettings(_Checked):
     max_sequences: Annotated[int | None, Help("Answers computed together; unset: 1 to 8, by memory.", least=1)] = None
     draft: Annotated[str | None, Help('Speculation: "lookup", or the name of a smaller model.')] = None
     warm_up: Annotated[bool, Help("Compile every program before the first request.")] = True
+    warm_up_images: Annotated[
+        bool, Help("Load and compile the eyes of models that see, too; else the first image waits for them.")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,7 @@ class LimitSettings(_Checked):
     body_bytes: Annotated[int, Help("Longest request body.", least=1)] = 32_000_000
     image_bytes: Annotated[int, Help("Largest image, encoded as it is sent or fetched.", least=1)] = 20_000_000
     schema_bytes: Annotated[int, Help("Longest JSON schema or grammar of one request.", least=1)] = 65_536
+    header_timeout_s: Annotated[float, Help("Seconds a request's line and headers may take to arrive.", least=1)] = 30.0
     body_timeout_s: Annotated[float, Help("Seconds a request's body may take to arrive.", least=1)] = 60.0
     idle_s: Annotated[float, Help("Seconds a connection may stay open without a request.", least=1)] = 60.0
     stream_idle_s: Annotated[float, Help("Seconds a stream waits for a client that does not read.", least=1)] = 120.0

@@ -16,12 +16,13 @@ Not here: what a caller may ask (LLM, server), parsing of what comes out.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gemworks.errors import BackendError, RequestError
-from gemworks.text.closing import closed
+from gemworks.text.closing import closed, exact, unkept
 from gemworks.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,17 +57,26 @@ def json_schema(schema: Mapping[str, Any] | bool | str, *, name: str = "the sche
     stop. A keyword that cannot be honoured is refused by name:
     https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md.
     """
-    llguidance = _library()
     said = _read(schema, name) if isinstance(schema, str) else schema
     if isinstance(said, bool):
         said = {} if said else {"enum": []}
     if not isinstance(said, Mapping):
         raise RequestError(f"{name} must be a JSON object, got {type(said).__name__}.")
     try:
-        told = json.dumps(closed(said))
-        text = llguidance.LLMatcher.grammar_from_json_schema(told, overrides=_COMPACT)
+        return _json_grammar(json.dumps(said), name)
     except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
         raise RequestError(f"{name} must be a JSON schema, got: {error}.") from None
+
+
+@lru_cache(maxsize=_KEPT)
+def _json_grammar(schema: str, name: str) -> Grammar:
+    said = json.loads(schema)
+    if (why := unkept(said)) is not None:
+        raise _refusal(Grammar("", name), why)
+    told = json.dumps(exact(closed(said)))
+    text = _library().LLMatcher.grammar_from_json_schema(told, overrides=_COMPACT)
     return _checked(Grammar(text, name, "json"))
 
 

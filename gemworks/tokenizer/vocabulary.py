@@ -38,8 +38,18 @@ SPECIAL_NAMES = (
     "<end_of_image>",
     "<image_soft_token>",
 )
+# FunctionGemma's, in slots 46 to 52, which other models leave unused.
+FUNCTION_NAMES = (
+    "<start_function_declaration>",
+    "<end_function_declaration>",
+    "<start_function_call>",
+    "<end_function_call>",
+    "<start_function_response>",
+    "<end_function_response>",
+    "<escape>",
+)
 # Published as not special, and yet not text that a user can mean.
-CONTROL_NAMES = frozenset(SPECIAL_NAMES) | {"<mask>", "[multimodal]"}
+CONTROL_NAMES = frozenset(SPECIAL_NAMES) | {"<mask>", "[multimodal]"} | frozenset(FUNCTION_NAMES)
 _UNUSED_NAME = re.compile(r"<unused\d+>")
 _LONGEST_RUN = 31  # of newlines, tabs or spaces in the published vocabulary
 _SHOWN = 10

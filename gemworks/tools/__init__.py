@@ -4,6 +4,7 @@
     toolbox.py   the set of tools                   audit.py     a log that tells when it was changed
     session.py   one role's calls                   sandbox/     the child process that runs a tool's code
     servers.py   MCP servers as tools               examples/    tools to begin with
+    conversation.py   a model and its tools in turns, until it answers
 
 Not here: how calls are written and read in a prompt (text/), and asking in the terminal (cli/).
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         read_rules,
     )
     from gemworks.tools.audit import AuditLog
+    from gemworks.tools.conversation import Event, converse
     from gemworks.tools.sandbox.means import probe
     from gemworks.tools.sandbox.policy import Policy
     from gemworks.tools.sandbox.runner import Sandbox
@@ -35,6 +37,7 @@ __all__ = [
     "Access",
     "AuditLog",
     "CallResult",
+    "Event",
     "Limits",
     "Policy",
     "Question",
@@ -48,6 +51,7 @@ __all__ = [
     "at_least",
     "at_most",
     "below",
+    "converse",
     "deny",
     "doctor_rows",
     "matches",
@@ -61,12 +65,11 @@ def __getattr__(name: str) -> Any:
     # On first use: a tool's child imports this package before every call, and must start fast.
     if name not in __all__:
         raise AttributeError(f"module gemworks.tools has no attribute {name}")
-    from gemworks.tools import access, audit, session, toolbox
+    from gemworks.tools import access, audit, conversation, session, toolbox
     from gemworks.tools.sandbox import means, policy, runner
 
-    return next(
-        getattr(home, name) for home in (access, audit, session, toolbox, means, policy, runner) if hasattr(home, name)
-    )
+    homes = (access, audit, conversation, session, toolbox, means, policy, runner)
+    return next(getattr(home, name) for home in homes if hasattr(home, name))
 
 
 def doctor_rows() -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from typing import Any
 
 from gemworks.errors import BackendError, ConfigError
@@ -22,6 +23,7 @@ from gemworks.tools.toolbox import Tool, make_tool
 _START_S = 30.0
 _MOST_TOOLS = 256
 _MAX_RESULT_CHARS = 1 << 20
+_WAKE_S = 0.1  # how soon a call hears that it was stopped
 _INSTALL = 'pip install "gemworks[tools]"'
 
 
@@ -64,8 +66,8 @@ class Server:
             told |= {"parameters": _of(one, "input_schema"), "returns": _of(one, "output_schema")}
             own = one.name
 
-            def run(values: dict[str, Any], own: str = own) -> Outcome:
-                return self._call(own, values)
+            def run(values: dict[str, Any], stop: threading.Event, own: str = own) -> Outcome:
+                return self._call(own, values, stop)
 
             found.append(make_tool(told, run, cost=cost, where=self._where))
         return found
@@ -76,14 +78,19 @@ class Server:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
-    def _call(self, tool: str, values: dict[str, Any]) -> Outcome:
+    def _call(self, tool: str, values: dict[str, Any], stop: threading.Event) -> Outcome:
         if not self._thread.is_alive():
             return Outcome(status="failed", error=f"the server {self.name} has ended")
         waiting = asyncio.run_coroutine_threadsafe(self._session.call_tool(tool, values), self._loop)
+        deadline = time.monotonic() + self._call_s
+        while not waiting.done() and not stop.is_set() and time.monotonic() < deadline:
+            concurrent.futures.wait([waiting], min(_WAKE_S, max(deadline - time.monotonic(), 0)))
         try:
-            result = waiting.result(self._call_s)
+            result = waiting.result(0)
         except concurrent.futures.TimeoutError:
             waiting.cancel()
+            if stop.is_set():
+                return Outcome(status="stopped", error="it was stopped; what the server began may go on")
             return Outcome(
                 status="limit", error=f"the server {self.name} gave no answer in {self._call_s:g} s (call_s)"
             )

@@ -14,8 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from gemworks.errors import BackendError, ConfigError
@@ -25,9 +26,10 @@ from gemworks.tools.output import clean
 from gemworks.tools.sandbox.runner import Outcome
 from gemworks.tools.toolbox import Tool, Toolbox
 
-Status = Literal["ok", "unknown", "denied", "invalid", "limit", "failed", "wrong_result"]
+Status = Literal["ok", "unknown", "denied", "invalid", "limit", "failed", "wrong_result", "stopped"]
 _MAX_DEPTH_OF_JSON = 64
 _PARALLEL = 4
+_WAKE_S = 0.1  # how soon a call that waits for an answer hears that it was stopped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,21 +139,38 @@ class Session:
             if all(access.may_ever(role, tool.name) for role, access in self._chain)
         ]
 
-    def call_all(self, calls: Iterable[Mapping[str, Any]]) -> list[CallResult]:
+    def call_all(self, calls: Iterable[Mapping[str, Any]], *, stop: threading.Event | None = None) -> list[CallResult]:
         """The calls of one turn of a model, in parallel: dicts with name, arguments and perhaps id, or OpenAI's
-        tool_calls."""
+        tool_calls.
+
+        Questions are put to `ask` in this thread, one at a time. Setting `stop` ends the calls that run; those that
+        ended before keep their results. What is raised here meanwhile (Ctrl-C) ends them too.
+        """
         wanted = [_wanted(call) for call in calls]
+        stop = stop or threading.Event()
         with self._spent.lock:
             self._spent.rounds += bool(wanted)
             over = self._limits.rounds is not None and self._spent.rounds > self._limits.rounds
         if over:
             why = f"this conversation may have {self._limits.rounds} rounds of calls (Limits.rounds)"
             return [self._refused(name, arguments, "limit", why, call_id) for name, arguments, call_id in wanted]
+        questions = _Questions(stop)
         with ThreadPoolExecutor(min(_PARALLEL, len(wanted)) or 1) as pool:
-            return list(pool.map(lambda one: self.call(one[0], one[1], id=one[2]), wanted))
+            started = [pool.submit(self._call, *one, stop=stop, ask=questions.put) for one in wanted]
+            try:
+                questions.answer(started, self._asked)
+            except BaseException:
+                stop.set()
+                raise
+        return [one.result() for one in started]
 
-    def call(self, name: str, arguments: Any, *, id: str | None = None) -> CallResult:
-        """Make one call; `arguments` is a dict or the JSON text of one."""
+    def call(
+        self, name: str, arguments: Any, *, id: str | None = None, stop: threading.Event | None = None
+    ) -> CallResult:
+        """Make one call; `arguments` is a dict or the JSON text of one. Setting `stop` in another thread ends it."""
+        return self._call(name, arguments, id, stop=stop or threading.Event(), ask=self._asked)
+
+    def _call(self, name: str, arguments: Any, id: str | None, *, stop: threading.Event, ask: Ask) -> CallResult:
         values = _read(arguments)
         if values is None:
             return self._refused(name, arguments, "invalid", "the arguments must be one JSON object", id)
@@ -167,17 +186,20 @@ class Session:
             return self._refused(name, values, "denied", verdict.reason, id)
         if wrong := tool.arguments_schema.complaints(values):
             return self._refused(name, values, "invalid", "; ".join(wrong), id)
-        if verdict.effect == "ask" and not self._agreed(name, values, verdict.reason):
+        if not stop.is_set() and verdict.effect == "ask" and not self._agreed(name, values, verdict.reason, ask):
             why = (
                 "the person who was asked did not agree" if self._ask else f"{verdict.reason}, and nobody can be asked"
             )
-            return self._refused(name, values, "denied", why, id)
+            if not stop.is_set():
+                return self._refused(name, values, "denied", why, id)
+        if stop.is_set():
+            return self._refused(name, values, "stopped", "it was stopped before it ran", id)
         self._log(name, values, "allowed" if verdict.effect == "allow" else "agreed", verdict.reason, id)
-        return self._run(tool, values, id)
+        return self._run(tool, values, id, stop)
 
-    def _run(self, tool: Tool, values: dict[str, Any], call_id: str | None) -> CallResult:
+    def _run(self, tool: Tool, values: dict[str, Any], call_id: str | None, stop: threading.Event) -> CallResult:
         try:
-            outcome = tool.run(json.loads(json.dumps(values)))  # a copy: the log tells what was checked
+            outcome = tool.run(json.loads(json.dumps(values)), stop)  # a copy: the log tells what was checked
         except BackendError as error:
             outcome = Outcome(status="failed", error=str(error))
         status: Status = "ok"
@@ -194,7 +216,7 @@ class Session:
                 value = clean(value)
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         else:
-            status = outcome.status if outcome.status in ("limit", "invalid") else "failed"
+            status = outcome.status if outcome.status in ("limit", "invalid", "stopped") else "failed"
             text = f"error: {tool.name}: {outcome.error}"
         told = digest(value) if status == "ok" else None
         self._log(tool.name, values, status, "" if status == "ok" else text, call_id, result=told, where=tool.where)
@@ -212,10 +234,13 @@ class Session:
     def _decide(self, name: str, values: dict[str, Any]) -> Verdict:
         return strictest([access.decide(role, name, values) for role, access in self._chain])
 
-    def _agreed(self, name: str, values: dict[str, Any], reason: str) -> bool:
+    def _agreed(self, name: str, values: dict[str, Any], reason: str, ask: Ask) -> bool:
+        question = Question(role=self.role, tool=name, arguments=json.loads(json.dumps(values)), reason=reason)
+        return ask(question)
+
+    def _asked(self, question: Question) -> bool:
         if self._ask is None:
             return False
-        question = Question(role=self.role, tool=name, arguments=json.loads(json.dumps(values)), reason=reason)
         try:
             return self._ask(question) is True
         except Exception:  # who asks could not: that is no yes
@@ -256,6 +281,38 @@ class Session:
             about = digest(repr(arguments)[:10_000])
         fields = {"who": self.role, "tool": str(name), "arguments": about, "verdict": verdict, "reason": reason[:500]}
         self._audit.record(**fields, call=call_id, **more)
+
+
+class _Questions:
+    """Brings questions from the threads that call to the one that asks."""
+
+    def __init__(self, stop: threading.Event):
+        self._stop = stop
+        self._waiting: SimpleQueue[tuple[Question, Future[bool]] | None] = SimpleQueue()
+
+    def put(self, question: Question) -> bool:
+        """Ask, from any thread, and wait for the answer; no where everything is stopped meanwhile."""
+        answer: Future[bool] = Future()
+        self._waiting.put((question, answer))
+        while not self._stop.is_set():
+            try:
+                return answer.result(_WAKE_S)
+            except TimeoutError:
+                continue
+        return False
+
+    def answer(self, calls: list[Future[CallResult]], ask: Ask) -> None:
+        """Answer with `ask`, in this thread, until all calls have ended."""
+        for call in calls:
+            call.add_done_callback(lambda _: self._waiting.put(None))
+        left = len(calls)
+        while left:
+            item = self._waiting.get()
+            if item is None:
+                left -= 1
+            else:
+                question, answer = item
+                answer.set_result(not self._stop.is_set() and ask(question))
 
 
 _NO_JSON = object()

@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ _INSTALL = 'pip install "gemworks[tools]"'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tool:
-    """One tool. `run` takes arguments that were checked and returns an Outcome; `cost` is what one call counts for.
+    """One tool. `run` takes arguments that were checked, and an event that ends it when it is set, and returns an
+    Outcome; `cost` is what one call counts for.
 
     `where` says what runs it: the means of the sandbox, "this process", or the server's name.
     """
@@ -50,7 +52,7 @@ class Tool:
     description: str
     parameters: dict[str, Any]
     returns: dict[str, Any] | None
-    run: Callable[[dict[str, Any]], Outcome]
+    run: "Run"
     arguments_schema: Schema
     result_schema: Schema | None
     cost: float = 1.0
@@ -62,7 +64,10 @@ class Tool:
         return {"type": "function", "function": function}
 
 
-def make_tool(told: Mapping[str, Any], run: Callable[[dict[str, Any]], Outcome], **more: Any) -> Tool:
+Run = Callable[[dict[str, Any], threading.Event], Outcome]
+
+
+def make_tool(told: Mapping[str, Any], run: Run, **more: Any) -> Tool:
     """A tool from a declaration (name, description, parameters, returns), which may come from anybody: it is
     checked."""
     name, parameters, returns = told.get("name"), told.get("parameters"), told.get("returns")
@@ -100,24 +105,37 @@ class Toolbox:
     def from_file(
         cls, path: str | os.PathLike[str], *, sandbox: Policy = _SHUT_IN, bind: Mapping[str, Any] | None = None
     ) -> "Toolbox":
-        """The public functions of a Python file. Its code runs in the sandbox only, when it is read as when it is
+        """A toolbox of the public functions of a Python file; see `add_file`."""
+        box = cls(sandbox=sandbox)
+        box.add_file(path, bind=bind)
+        return box
+
+    def add_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sandbox: Policy | None = None,
+        bind: Mapping[str, Any] | None = None,
+    ) -> list[Tool]:
+        """Add the public functions of a Python file. Its code runs in the sandbox only, when it is read as when it is
         called.
 
-        `bind` gives arguments that the model neither sees nor chooses, by name, to every function that has them.
+        sandbox: the toolbox's own by default; a file is never run outside one. `bind` gives arguments that the model
+        neither sees nor chooses, by name, to every function that has them.
         """
-        file = Path(path)
+        file, policy = Path(path), sandbox or self._sandbox or _SHUT_IN
         try:
             source = file.read_text(encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{file}: the tools cannot be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file}: tools must be Python in UTF-8: {error}.") from error
-        box = cls(sandbox=sandbox)
-        for told in box._described(source, file, sandbox, bind or {}):
+        added = []
+        for told in self._described(source, file, policy, bind or {}):
             code = Code(source, told["name"], module=_module_name(file), file=str(file), convert=bool(told["convert"]))
             here = {name: value for name, value in (bind or {}).items() if name in told["bound"]}
-            box._add_code(told, code, sandbox, here, 1.0)
-        return box
+            added.append(self._add_code(told, code, policy, here, 1.0))
+        return added
 
     def add(
         self,
@@ -223,7 +241,12 @@ class Toolbox:
             policy = replace(policy, packages=True)  # pydantic turns the values
         sandbox = self._sandbox_of(policy)
         return self._put(
-            make_tool(told, lambda values: sandbox.call(code, values, bound), cost=cost, where=str(sandbox.means))
+            make_tool(
+                told,
+                lambda values, stop: sandbox.call(code, values, bound, stop=stop),
+                cost=cost,
+                where=str(sandbox.means),
+            )
         )
 
     def _sandbox_of(self, policy: Policy) -> Sandbox:
@@ -263,10 +286,10 @@ def _code_of(function: Callable[..., Any], convert: bool) -> Code:
     return Code(source, name, module="tool" if module == "__main__" else module, file=file, convert=convert)
 
 
-def _here(function: Callable[..., Any], bound: dict[str, Any], convert: bool) -> Callable[[dict[str, Any]], Outcome]:
-    """Runs a function in this process. An exception is its failure; nothing limits it."""
+def _here(function: Callable[..., Any], bound: dict[str, Any], convert: bool) -> Run:
+    """Runs a function in this process. An exception is its failure; nothing limits or stops it."""
 
-    def run(values: dict[str, Any]) -> Outcome:
+    def run(values: dict[str, Any], _stop: threading.Event) -> Outcome:
         start = time.monotonic()
         try:
             given = declare.converted(function, values) if convert else values

@@ -13,6 +13,7 @@ import numpy as np
 from gemworks.data.batches import PackedSource
 from gemworks.errors import ConfigError
 from gemworks.model.gemma3 import Gemma3, build
+from gemworks.train.adapters.base import Base, read_base
 from gemworks.train.distill import Distill, FromStore, check_teacher
 from gemworks.train.feed import Source
 from gemworks.train.forward import place_model
@@ -58,14 +59,28 @@ def assemble(recipe: Recipe) -> Run:
         source = TaughtSource(source, TeacherStore(Path(_named(recipe, "a store of a teacher's draws"))))
     elif isinstance(recipe.method, Distill | OnPolicy):
         frozen = _teacher(recipe)
-    initial: Callable[[], Mapping[str, Any]] | None = (lambda: stored_params(recipe)) if recipe.start else None
-    return Run(recipe, source, initial=initial, frozen=frozen)
+    initial: Callable[[], Mapping[str, Any]] | None = None
+    base = None
+    if recipe.adapter is not None:
+        base = stored_base(recipe)
+    elif recipe.start:
+        initial = lambda: stored_params(recipe)  # noqa: E731
+    return Run(recipe, source, initial=initial, frozen=frozen, base=base)
 
 
 def stored_params(recipe: Recipe) -> dict[str, np.ndarray]:
     """Return the parameters of the model a recipe starts from, in fp32."""
     with open_checkpoint(hub.resolve(recipe.start).path) as checkpoint:
         return {name: np.asarray(checkpoint.read(name), np.float32) for name in checkpoint.entries}
+
+
+def stored_base(recipe: Recipe) -> Base:
+    """Return the base of a recipe with an adapter, from the model it starts from."""
+    assert recipe.adapter is not None
+    if not recipe.start:
+        raise ConfigError("a recipe with an adapter needs the model it adapts. Add start=NAME.")
+    with open_checkpoint(hub.resolve(recipe.start).path) as checkpoint:
+        return read_base(checkpoint, recipe.adapter, dtype=recipe.dtype)
 
 
 def _teacher(recipe: Recipe) -> Gemma3:

@@ -10,10 +10,11 @@ import numpy as np
 from gemworks.model.gemma3 import Batch
 from gemworks.ops import select
 from gemworks.ops.kv import RowsPlan
-from gemworks.train.forward import Layout, Rows, model_of
+from gemworks.train.forward import Layout, Rows
 from gemworks.train.recipe import Recipe
 from gemworks.train.state import State
 from gemworks.train.step import gradient
+from gemworks.train.trained import Frozen, trained_model
 
 
 def first_bad(recipe: Recipe, state: State, batch: Any, frozen: Any, layout: Layout | None = None) -> str:
@@ -25,7 +26,9 @@ def first_bad(recipe: Recipe, state: State, batch: Any, frozen: Any, layout: Lay
             return f"the parameter {name} is not finite already"
     for i in range(recipe.accumulate):
         rows = jax.tree.map(lambda x, i=i: x[i], batch)
-        if all(hasattr(rows, field) for field in Rows._fields) and (found := _first_module(recipe, state, rows)):
+        if all(hasattr(rows, field) for field in Rows._fields) and (
+            found := _first_module(recipe, state, rows, frozen)
+        ):
             return found
     grads, terms = jax.jit(lambda state, batch: gradient(recipe, state, batch, frozen, layout))(state, batch)
     if not _is_finite(terms.total / terms.weight):
@@ -39,9 +42,9 @@ def first_bad(recipe: Recipe, state: State, batch: Any, frozen: Any, layout: Lay
     return "every gradient is finite and their norm is not: it is larger than fp32 holds"
 
 
-def _first_module(recipe: Recipe, state: State, rows: Any) -> str | None:
+def _first_module(recipe: Recipe, state: State, rows: Any, frozen: Any) -> str | None:
     config, dtype = recipe.model, np.dtype(jnp.dtype(recipe.dtype))
-    model = model_of(state.params, config, dtype)
+    model = trained_model(recipe, state.params, frozen.base if isinstance(frozen, Frozen) else None)
     outputs: list[tuple[str, bool]] = []
 
     def recording(function: Callable) -> Callable:

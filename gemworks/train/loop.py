@@ -22,6 +22,7 @@ from gemworks.model.gemma3 import Gemma3
 from gemworks.parallel import multihost
 from gemworks.parallel.mesh import make_mesh
 from gemworks.parallel.plan import check_batch, make_plan, state_shardings
+from gemworks.train.adapters.base import Base
 from gemworks.train.checkpoints import Checkpoints, claim_together
 from gemworks.train.feed import Source, read_batch
 from gemworks.train.forward import Layout, parameter_shapes, place_model
@@ -31,6 +32,7 @@ from gemworks.train.recipe import Execution, Recipe
 from gemworks.train.speed import flops_per_token, matmul_peak
 from gemworks.train.state import State, new_state, random_params, state_shapes
 from gemworks.train.step import Seen, make_step
+from gemworks.train.trained import Frozen, check_base, new_params, trained_shapes
 
 
 class NotFinite(GemworksError):
@@ -39,12 +41,18 @@ class NotFinite(GemworksError):
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with what it names: batches, parameters to start from, and what the method reads and nobody trains."""
+    """A recipe with what it names: batches, parameters to start from, and what the method reads and nobody trains.
+
+    examine(step, state): called after every execution.examine_every steps and after the last one, with the state after
+    that many steps; what it returns goes into that step's record.
+    """
 
     recipe: Recipe
     source: Source
     initial: Callable[[], Mapping[str, Any]] | None = None
     frozen: Any = None
+    base: Base | None = None  # what the recipe's adapter is beside
+    examine: Callable[[int, State], Mapping[str, Any]] | None = None
 
 
 class Result(NamedTuple):
@@ -75,9 +83,12 @@ def train(
     """
     recipe = run.recipe
     layout = make_layout(recipe)
+    check_base(recipe, run.base)
     multihost.together(lambda: _check_source(run))
     claim_together(directory, recipe, run.source.digest, accept_changes=accept_changes)
     run = replace(run, frozen=place_model(run.frozen, layout) if isinstance(run.frozen, Gemma3) else run.frozen)
+    if run.base is not None:
+        run = replace(run, frozen=Frozen(run.base, run.frozen))
     with Checkpoints(directory, recipe.execution) as checkpoints:
         try:
             state = begin(run, checkpoints, layout)
@@ -111,8 +122,12 @@ def begin(run: Run, checkpoints: Checkpoints | None, layout: Layout | None) -> S
     shardings = None if layout is None else state_shardings(layout.plan, layout.mesh, shapes)
     if checkpoints is not None and (state := checkpoints.load(shapes, shardings)) is not None:
         return state
-    given = run.initial() if run.initial else random_params(run.recipe.model, run.recipe.seed)
-    wanted = parameter_shapes(run.recipe.model)
+    recipe = run.recipe
+    if run.initial:
+        given = run.initial()
+    else:
+        given = random_params(recipe.model, recipe.seed) if run.base is None else new_params(recipe, run.base)
+    wanted = trained_shapes(recipe)
     if wrong := [n for n, shape in wanted.items() if n not in given or tuple(given[n].shape) != shape]:
         raise ConfigError(f"the parameters to start from must be those of the recipe's model; wrong: {wrong[:10]}.")
     # Committed to the device as what a checkpoint gives is: one compiled step serves both.
@@ -137,7 +152,7 @@ class _Loop:
         how = self.recipe.execution
         compiled = replace(self.recipe, execution=Execution(mesh=how.mesh, remat=how.remat))
         self.step = make_step(compiled, layout)
-        self.flops = flops_per_token(self.recipe.model, self.recipe.tokens)
+        self.flops = flops_per_token(self.recipe.model, self.recipe.tokens, is_frozen=self.recipe.adapter is not None)
         self.peak = peak
         # Programs of several CPU devices that are queued at once may each hold threads that the other waits for.
         self.is_queued = not (layout is not None and jax.default_backend() == "cpu")
@@ -158,7 +173,7 @@ class _Loop:
             waiting = n, seen, batch, started
             if not self.is_queued:
                 jax.block_until_ready(state)
-            if not self.is_queued or (n + 1) % every == 0:
+            if not self.is_queued or (n + 1) % every == 0 or self._is_examined(n + 1):
                 self._look(*waiting, state)
                 waiting = None
             if (n + 1) % every == 0:
@@ -201,9 +216,17 @@ class _Loop:
         }
         if self.peak:
             record["mfu"] = self.flops * tokens / seconds / self.peak
+        if self._is_examined(n + 1):
+            assert self.run.examine is not None
+            record |= self.run.examine(n + 1, state)
         if (n + 1) % self.recipe.execution.log_every == 0 or n + 1 == self.recipe.steps:
             for observer in self.observe:
                 observer(record)
+
+    def _is_examined(self, step: int) -> bool:
+        """Whether the state after `step` steps is examined."""
+        every = self.recipe.execution.examine_every
+        return self.run.examine is not None and ((every > 0 and step % every == 0) or step == self.recipe.steps)
 
     def _stop(self, n: int, seen: Seen, batch: Any, state: State) -> None:
         """Save the last good state as that of step n, and say what was not finite."""

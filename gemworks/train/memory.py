@@ -5,6 +5,7 @@ from typing import NamedTuple
 from gemworks.model.config import TextConfig
 from gemworks.ops.train.head import WORDS_AT_ONCE, num_parts
 from gemworks.parallel.plan import ShardPlan
+from gemworks.train.loss import NextToken
 from gemworks.train.recipe import Recipe
 
 
@@ -20,7 +21,7 @@ class MemoryPlan(NamedTuple):
     whole_gradients: int  # before they are divided: the table's (words' in fp32 and rounded, the head's), every layer's
     layer_inputs: int  # what is kept of each layer for the gradient
     layer: int  # inside the layer that is computed again
-    head: int  # logits of a part of the vocabulary, and their gradient
+    head: int  # logits of a part of the words or tokens, and their gradient
 
     @property
     def total(self) -> int:
@@ -43,7 +44,9 @@ def plan_memory(recipe: Recipe, plan: ShardPlan) -> MemoryPlan:
     table = config.vocab_size * config.model_dim // mesh.tensor
     layers = len(config.layers) * sum(rows * cols for rows, cols in _layer_shapes(config)) // mesh.tensor
     words_at_once = getattr(recipe.method, "words_at_once", WORDS_AT_ONCE)
-    words = config.vocab_size // num_parts(config.vocab_size, words_at_once) // mesh.tensor
+    logits = tokens * (config.vocab_size // num_parts(config.vocab_size, words_at_once) // mesh.tensor)
+    if mesh.size == 1 and isinstance(recipe.method, NextToken):
+        logits = min(tokens * config.vocab_size, recipe.method.logits_at_once)
     return MemoryPlan(
         params=stored,
         optimizer=moments * stored,
@@ -54,7 +57,7 @@ def plan_memory(recipe: Recipe, plan: ShardPlan) -> MemoryPlan:
         whole_gradients=8 * table + (4 * layers if mesh.fsdp * mesh.seq > 1 else 0),  # 8: bf16 4 + 2 + 2, fp32 4 + 4
         layer_inputs=len(config.layers) * tokens * config.model_dim * 4,
         layer=tokens * _layer_width(config, recipe.tokens) * 4 // mesh.tensor,
-        head=2 * tokens * words * 4,
+        head=2 * logits * 4,
     )
 
 

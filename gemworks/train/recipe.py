@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gemworks.errors import ConfigError
 from gemworks.model.config import TextConfig
 from gemworks.parallel.mesh import MeshShape, parse_mesh
+from gemworks.train.adapters.kinds import Adapter
 from gemworks.train.loss import Method, NextToken
 
 Kind = Literal["cosine", "linear", "constant", "wsd"]
@@ -58,6 +59,7 @@ class Execution:
     keep: int = 3
     keep_every: int | None = None  # checkpoints at multiples of this step are kept for ever
     log_every: int = 1
+    examine_every: int = 0  # steps between two looks at the state (Run.examine); 0 looks after the last one only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class Recipe:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     ema: float = 0.0  # decay of the moving average of the parameters; 0 keeps none
     start: str = ""  # a model to start from; "" is random weights
+    adapter: Adapter | None = None  # trained beside the model of `start`, which stays as it is
     teacher: str = ""
     execution: Execution = field(default_factory=Execution)
 
@@ -92,13 +95,25 @@ class Recipe:
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema must be at least 0 and less than 1, got {self.ema}.")
+        if self.adapter is not None:
+            self._check_adapter()
+
+    def _check_adapter(self):
+        if self.optimizer.name != "adamw":
+            raise ConfigError(f'adapters are trained with adamw, got optimizer.name="{self.optimizer.name}".')
+        if self.execution.mesh.size > 1:
+            raise ConfigError(
+                f"adapters are trained on one device, got the mesh {self.execution.mesh}.\n"
+                "Leave the mesh out, or train the whole model (adapter=None), which is divided over devices."
+            )
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:
     """Return a recipe's settings by dotted names: {"optimizer.peak": 0.001, ...}; a method with its class's name."""
     if not is_dataclass(value):
-        return {at: value}
-    settings: dict[str, Any] = {at: type(value).__name__} if at in ("method",) else {}
+        # Runs from before there were adapters have no such line, and are continued.
+        return {} if at == "adapter" and value is None else {at: value}
+    settings: dict[str, Any] = {at: type(value).__name__} if at in ("method", "adapter") else {}
     if isinstance(value, TextConfig):
         return {f"{at}.{one.name}": _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, MeshShape):

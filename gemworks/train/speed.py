@@ -13,14 +13,15 @@ from gemworks.model.config import TextConfig
 from gemworks.model.costs import matrix_shapes
 
 
-def flops_per_token(config: TextConfig, tokens: int) -> float:
+def flops_per_token(config: TextConfig, tokens: int, *, is_frozen: bool = False) -> float:
     """Operations a token of a row of `tokens` costs, forward and backward: 6 a weight, and attention's two products.
 
+    4 a weight where it is frozen and only passes the gradient on; an adapter's own, a percent of them, are not counted.
     A query of a layer is counted with the keys it may see: on average half the row, or its window.
     """
     weights = sum(rows * cols for rows, cols in matrix_shapes(config)) + config.vocab_size * config.model_dim
     keys = sum(min(tokens / 2, spec.window or tokens) for spec in config.layers)
-    return 6 * weights + 12 * config.num_heads * config.head_dim * keys
+    return (4 if is_frozen else 6) * weights + 12 * config.num_heads * config.head_dim * keys
 
 
 def matmul_peak(dtype: str, *, size: int | None = None, seconds: float = 0.5) -> float:

@@ -13,6 +13,7 @@ from gemworks.model.config import TextConfig
 from gemworks.train.forward import Params, parameter_shapes
 from gemworks.train.optimizer import make_optimizer
 from gemworks.train.recipe import Recipe
+from gemworks.train.trained import trained_shapes
 
 
 class State(NamedTuple):
@@ -26,7 +27,7 @@ class State(NamedTuple):
 
 def new_state(recipe: Recipe, params: Params) -> State:
     """Return the state before the first step."""
-    opt = make_optimizer(recipe, parameter_shapes(recipe.model)).init(dict(params))
+    opt = make_optimizer(recipe, trained_shapes(recipe)).init(dict(params))
     # A copy: two entries of a donated state must not be one buffer.
     ema = {name: jnp.array(array, copy=True) for name, array in params.items()} if recipe.ema else {}
     return State(jnp.zeros((), jnp.int32), dict(params), opt, ema)
@@ -34,7 +35,7 @@ def new_state(recipe: Recipe, params: Params) -> State:
 
 def state_shapes(recipe: Recipe) -> State:
     """Return the state with jax.ShapeDtypeStruct for arrays: nothing is allocated."""
-    shapes = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in parameter_shapes(recipe.model).items()}
+    shapes = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in trained_shapes(recipe).items()}
     return jax.eval_shape(lambda params: new_state(recipe, params), shapes)
 
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gemworks.parallel.plan import state_shardings
-from gemworks.train.forward import Layout, model_of, parameter_shapes
+from gemworks.train.forward import Layout
 from gemworks.train.loss import Call, Terms
 from gemworks.train.optimizer import make_optimizer, schedule
 from gemworks.train.recipe import Recipe
 from gemworks.train.state import State, state_shapes
+from gemworks.train.trained import Frozen, trained_model, trained_shapes
 
 # A micro-batches, B rows of each
 
@@ -41,7 +42,7 @@ def make_step(recipe: Recipe, layout: Layout | None = None) -> Callable[[State, 
 
     Every array of `batch` is [A, B, ...]: the rows of each micro-batch.
     """
-    shapes = parameter_shapes(recipe.model)
+    shapes = trained_shapes(recipe)
     transform, rate = make_optimizer(recipe, shapes), schedule(recipe, recipe.optimizer.peak)
 
     def step(state: State, number: jax.Array, batch: Any, frozen: Any) -> tuple[State, Seen]:
@@ -79,12 +80,14 @@ def make_step(recipe: Recipe, layout: Layout | None = None) -> Callable[[State, 
 def gradient(recipe: Recipe, state: State, batch: Any, frozen: Any, layout: Layout | None) -> tuple[dict, Terms]:
     """Return (gradient of the total, sums of the terms) over all micro-batches of a step."""
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    base, frozen = frozen if isinstance(frozen, Frozen) else (None, frozen)
 
     def micro(i: jax.Array, rows: Any) -> tuple[dict, Terms]:
-        call = Call(jax.random.fold_in(key, i), frozen, layout, recipe.execution.remat)
+        model = None if base is None else base.model
+        call = Call(jax.random.fold_in(key, i), frozen, layout, recipe.execution.remat, model)
 
         def objective(params):
-            terms = recipe.method(model_of(params, recipe.model, jnp.dtype(recipe.dtype)), rows, call)
+            terms = recipe.method(trained_model(recipe, params, base, call.key), rows, call)
             return terms.total, terms
 
         grads, terms = jax.grad(objective, has_aux=True)(dict(state.params))

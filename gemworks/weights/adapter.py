@@ -2,6 +2,7 @@
 
     base_model.model.<module>.lora_A.weight    [r, in]
     base_model.model.<module>.lora_B.weight    [out, r]      the matrix becomes  W + scale * B A
+    base_model.model.<module>.lora_magnitude_vector    [out]      DoRA: the length m of each of its rows
 
 <module> is named as transformers names it, for Gemma3ForCausalLM and Gemma3ForConditionalGeneration alike (names.py).
 r and the scale are the config's, a module's own where its patterns say so.
@@ -18,29 +19,42 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from gemworks.errors import CheckpointError, StorageError
+from gemworks.errors import CheckpointError
 from gemworks.model.config import TextConfig
 from gemworks.model.lora import TARGETS, Target, target_shape
-from gemworks.weights.adapter_config import LoraRecipe
+from gemworks.weights.adapter_config import CONFIG, WEIGHTS, LoraRecipe, check_files
 from gemworks.weights.config_json import read_json
 from gemworks.weights.names import IGNORED, hf_from_ours, ours_from_hf
 from gemworks.weights.safetensors import NUMPY_DTYPES, SafetensorsFile
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
 # r rank, D input width, F output width
 
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_"
+    r"(?:(?P<half>[AB])(?:\.default)?\.weight|(?P<length>magnitude_vector)(?:\.default)?(?:\.weight)?)"
+)
 _OURS = re.compile(r"layers\.(?P<layer>[0-9]+)\.(?:attn|ffw)\.(?P<target>[a-z]+)\.weight")
+
+_LENGTH = "magnitude_vector"
 
 _SHOWN = 10
 
 
 class LoraDelta(NamedTuple):
-    """What is added to one matrix: b_Fr @ a_rD, fp32, the scale in b."""
+    """What is added to one matrix: b_Fr @ a_rD, fp32, the scale in b; with DoRA the lengths of the sum's rows."""
 
     a_rD: np.ndarray
     b_Fr: np.ndarray
+    magnitude_F: np.ndarray | None = None
+
+
+class LoraParts(NamedTuple):
+    """The tensors of one adapted matrix as they are stored, in fp32. `module` is the published name."""
+
+    module: str
+    a_rD: np.ndarray
+    b_Fr: np.ndarray
+    magnitude_F: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,12 @@ class LoraAdapter:
     @property
     def nbytes(self) -> int:
         """Bytes of its matrices in memory."""
-        return sum(array.nbytes for delta in self.deltas.values() for array in delta)
+        return sum(array.nbytes for delta in self.deltas.values() for array in delta if array is not None)
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether the rows of its sums have lengths of their own."""
+        return any(delta.magnitude_F is not None for delta in self.deltas.values())
 
 
 def read_adapter(path: str | Path, config: TextConfig) -> LoraAdapter:
@@ -74,31 +93,25 @@ def read_adapter(path: str | Path, config: TextConfig) -> LoraAdapter:
     matrix that is missing, unknown, of another shape or not finite is named.
     """
     path = Path(path).expanduser()
-    _check_files(path)
+    recipe, parts = read_parts(path, config)
+    deltas = {
+        key: LoraDelta(one.a_rD, one.b_Fr * np.float32(recipe.scale_of(one.module)), one.magnitude_F)
+        for key, one in parts.items()
+    }
+    return LoraAdapter(path, deltas)
+
+
+def read_parts(path: Path, config: TextConfig) -> tuple[LoraRecipe, dict[tuple[int, Target], LoraParts]]:
+    """Return the config and the tensors of every adapted matrix by (layer, target). Raises as read_adapter does."""
+    check_files(path)
     recipe = LoraRecipe.from_json(read_json(path / CONFIG), path / CONFIG)
     file = SafetensorsFile(path / WEIGHTS)
     try:
         modules = _modules(file, path / WEIGHTS)
         _check(file, modules, recipe, config, path)
-        deltas = {module.key: _read(file, module, recipe, path) for module in modules.values()}
+        return recipe, {key: _read(file, modules[key], path) for key in sorted(modules)}
     finally:
         file.close()
-    return LoraAdapter(path, dict(sorted(deltas.items())))
-
-
-def _check_files(path: Path) -> None:
-    if not path.is_dir():
-        raise StorageError(f"{path} must be the directory of an adapter, and there is no such directory.")
-    if not (path / CONFIG).is_file():
-        raise CheckpointError(f"{path} must hold {CONFIG} to be an adapter, and it does not.")
-    if (path / WEIGHTS).is_file():
-        return
-    if (path / "adapter_model.bin").is_file():
-        raise CheckpointError(
-            f"{path} holds adapter_model.bin, which is pickled code and is not run.\n"
-            f"Save it as {WEIGHTS}: load it with PEFT and call save_pretrained(safe_serialization=True)."
-        )
-    raise CheckpointError(f"{path} must hold {WEIGHTS} beside {CONFIG}, and it does not.\nFetch the file.")
 
 
 @dataclass(slots=True)
@@ -107,7 +120,7 @@ class _Module:
 
     name: str
     key: tuple[int, Target]
-    halves: dict[str, str] = field(default_factory=dict)  # A and B -> tensor
+    halves: dict[str, str] = field(default_factory=dict)  # A, B and magnitude_vector -> tensor
 
 
 def _modules(file: SafetensorsFile, where: Path) -> dict[tuple[int, Target], _Module]:
@@ -126,9 +139,10 @@ def _modules(file: SafetensorsFile, where: Path) -> dict[tuple[int, Target], _Mo
             continue
         key = int(place["layer"]), cast(Target, place["target"])
         module = found.setdefault(key, _Module(match["module"], key))
-        if match["half"] in module.halves:
+        half = match["half"] or match["length"]
+        if half in module.halves:
             doubled.append(tensor)
-        module.halves[match["half"]] = tensor
+        module.halves[half] = tensor
     lines = _lines("unknown", unknown) + _lines("twice", doubled)
     lines += _lines("vision", vision)
     if lines:
@@ -150,9 +164,11 @@ def _check(
     wrong, hints = [], {}
     for module in modules.values():
         layer, target = module.key
-        for half in "AB":
+        for half, ending in ("A", ".weight"), ("B", ".weight"), *([(_LENGTH, "")] if recipe.dora else []):
             if half not in module.halves:
-                wrong.append(("missing", f"base_model.model.{module.name}.lora_{half}.weight"))
+                wrong.append(("missing", f"base_model.model.{module.name}.lora_{half}{ending}"))
+        if not recipe.dora and _LENGTH in module.halves:
+            wrong.append(("without use_dora", module.halves[_LENGTH]))
         if not recipe.adapts(module.name):
             wrong += [("not in target_modules", tensor) for tensor in module.halves.values()]
             continue
@@ -161,7 +177,7 @@ def _check(
             hints["layer"] = f"The model has {len(config.layers)} layers."
             continue
         rank, (F, D) = recipe.rank_of(module.name), target_shape(config, target)
-        wanted = {"A": (rank, D), "B": (F, rank)}
+        wanted = {"A": (rank, D), "B": (F, rank), _LENGTH: (F,)}
         for half, tensor in module.halves.items():
             span = file.tensors[tensor]
             if span.shape != wanted[half]:
@@ -192,18 +208,17 @@ def _absent(modules: dict[tuple[int, Target], _Module], recipe: LoraRecipe, conf
                 yield f"base_model.model.{module}.lora_A.weight and lora_B.weight"
 
 
-def _read(file: SafetensorsFile, module: _Module, recipe: LoraRecipe, path: Path) -> LoraDelta:
-    """The two matrices in fp32, copied out of the mapping, the scale in B."""
-    a_rD, b_Fr = (file.array(module.halves[half]).astype(np.float32) for half in "AB")
-    b_Fr *= np.float32(recipe.scale_of(module.name))
-    for half, array in (("A", a_rD), ("B", b_Fr)):
+def _read(file: SafetensorsFile, module: _Module, path: Path) -> LoraParts:
+    """The tensors of a module in fp32, copied out of the mapping."""
+    arrays = {half: file.array(tensor).astype(np.float32) for half, tensor in module.halves.items()}
+    for half, array in arrays.items():
         if not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             raise CheckpointError(
                 f"{path / WEIGHTS} must hold finite numbers, and {module.halves[half]} has {count} that are not.\n"
                 "The training that made it went wrong, or the file was damaged."
             )
-    return LoraDelta(a_rD, b_Fr)
+    return LoraParts(module.name, arrays["A"], arrays["B"], arrays.get(_LENGTH))
 
 
 def _lines(kind: str, names: list[str]) -> list[str]:

@@ -3,8 +3,8 @@
     scale = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora (Kalajdzievski 2023, arXiv 2312.03732)
 
 rank_pattern and alpha_pattern set r and lora_alpha of the modules they match. A field that would change what the
-adapter computes and that we do not compute is refused by name: DoRA, biases, whole modules saved beside, tokens. So is
-a field that we do not know and that is on.
+adapter computes and that we do not compute is refused by name: biases, whole modules saved beside, tokens. So is a
+field that we do not know and that is on.
 """
 
 import math
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gemworks.errors import CheckpointError
+from gemworks.errors import CheckpointError, StorageError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SOFT_PROMPT = "PROMPT_TUNING"  # the peft_type of one
 
 # Fields that say how it was made, where it came from, or how it is kept: no effect on what it computes.
 _WITHOUT_EFFECT = {
@@ -25,11 +28,10 @@ _WITHOUT_EFFECT = {
 }
 _USED = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
-    *("exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias", "use_dora"),
 }
 # What a field stands for; any other field that is on is refused by its name alone.
 _REFUSED = {
-    "use_dora": "DoRA",
     "modules_to_save": "whole modules beside the low-rank matrices",
     "lora_bias": "biases",
     "trainable_token_indices": "trained embedding rows",
@@ -57,6 +59,8 @@ class LoraRecipe:
     excluded: str | tuple[str, ...]
     layers: frozenset[int] | None
     layer_lists: tuple[str, ...]
+    dora: bool = False  # every row of the sum has a length of its own
+    dropout: float = 0.0  # in training
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: Path) -> "LoraRecipe":
@@ -64,7 +68,7 @@ class LoraRecipe:
         wrong = list(_refusals(data))
         if wrong:
             raise CheckpointError(
-                f"{where} must describe a plain LoRA adapter, and it does not: {'; '.join(wrong)}.\n"
+                f"{where} must describe a LoRA adapter that we can compute, and it does not: {'; '.join(wrong)}.\n"
                 "Merge the adapter into its base model with PEFT (merge_and_unload) and load that."
             )
         layers = data.get("layers_to_transform")
@@ -81,6 +85,8 @@ class LoraRecipe:
             excluded=_names(data.get("exclude_modules")),
             layers=None if layers in (None, []) else frozenset([layers] if isinstance(layers, int) else layers),
             layer_lists=tuple([lists] if isinstance(lists := data.get("layers_pattern") or (), str) else lists),
+            dora=bool(data.get("use_dora")),
+            dropout=float(data.get("lora_dropout") or 0.0),
         )
 
     def adapts(self, module: str) -> bool:
@@ -100,10 +106,30 @@ class LoraRecipe:
         """The rank of a module's matrices."""
         return _by_pattern(self.ranks, module, self.rank)
 
+    def alpha_of(self, module: str) -> float:
+        """The lora_alpha of a module."""
+        return _by_pattern(self.alphas, module, self.alpha)
+
     def scale_of(self, module: str) -> float:
         """What B A is multiplied by."""
-        rank, alpha = self.rank_of(module), _by_pattern(self.alphas, module, self.alpha)
+        rank, alpha = self.rank_of(module), self.alpha_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def check_files(path: Path) -> None:
+    """Raise StorageError or CheckpointError unless a directory has the two files of an adapter."""
+    if not path.is_dir():
+        raise StorageError(f"{path} must be the directory of an adapter, and there is no such directory.")
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} must hold {CONFIG} to be an adapter, and it does not.")
+    if (path / WEIGHTS).is_file():
+        return
+    if (path / "adapter_model.bin").is_file():
+        raise CheckpointError(
+            f"{path} holds adapter_model.bin, which is pickled code and is not run.\n"
+            f"Save it as {WEIGHTS}: load it with PEFT and call save_pretrained(safe_serialization=True)."
+        )
+    raise CheckpointError(f"{path} must hold {WEIGHTS} beside {CONFIG}, and it does not.\nFetch the file.")
 
 
 def _names(value: str | list[str] | None) -> str | tuple[str, ...]:

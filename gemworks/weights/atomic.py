@@ -77,7 +77,7 @@ def check_target(final: Path, *, force: bool, kind: Literal["file", "directory"]
     if not force:
         raise ConfigError(f"{final} exists already.\nChoose another name, or add --force to replace it.")
     # A mistyped path must not cost somebody's home directory.
-    if final.is_dir() and not (final / "config.json").is_file():
+    if final.is_dir() and not any((final / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(
             f"{final} exists and does not hold a model (no config.json), so it is not replaced.\nChoose another name."
         )

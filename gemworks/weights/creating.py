@@ -6,9 +6,11 @@ Not here: whether parameters are in range, which the engine knows (cli/create.py
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemworks.errors import ConfigError
+from gemworks.errors import ConfigError, GemworksError
 from gemworks.tokenizer.chat import is_gemma_template
 from gemworks.weights import hub, store
+from gemworks.weights.adapter_config import CONFIG, SOFT_PROMPT, LoraRecipe, check_files
+from gemworks.weights.config_json import read_json
 from gemworks.weights.modelfile import Modelfile
 
 
@@ -26,6 +28,8 @@ def save(name: str, modelfile: Modelfile, *, where: str, folder: Path | None = N
         hub.resolve(merged.base)
     except ConfigError as error:
         raise ConfigError(f"{where}: FROM {modelfile.base}: {error}") from error
+    if modelfile.adapter and merged.adapter:
+        _check_adapter(Path(merged.adapter), where)
     return store.save_created(name, merged)
 
 
@@ -34,6 +38,18 @@ def check_name(name: str) -> None:
     family = hub.repository_of(name.removesuffix(":latest")) == hub.repository_of("gemma3")
     if name == "tiny" or family or ("/" not in name and hub.repository_of(name)):
         raise ConfigError(f'"{name}" is the name of a released model. Choose another name.')
+
+
+def _check_adapter(path: Path, where: str) -> None:
+    """Raise ConfigError unless the directory holds an adapter of a kind that can be run. Its shapes are the model's
+    business, when it is loaded."""
+    try:
+        check_files(path)
+        told = read_json(path / CONFIG)
+        if told.get("peft_type") != SOFT_PROMPT:
+            LoraRecipe.from_json(told, path / CONFIG)
+    except GemworksError as error:
+        raise ConfigError(f"{where}: ADAPTER: {error}") from error
 
 
 def _check_template(template: str | None, where: str) -> None:

@@ -15,7 +15,7 @@ Not here: fetching (download.py), the layout on disk (store.py).
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -187,10 +187,13 @@ def suggestion(name: str) -> str:
 
 
 def merged_base(modelfile: Modelfile, folder: Path) -> Modelfile:
-    """`modelfile` on top of the created model its FROM names, if it names one; a FROM that is a path becomes absolute.
+    """`modelfile` on top of the created model its FROM names, if it names one; FROM and ADAPTER that are paths become
+    absolute.
 
     `folder` is what a relative path is relative to. So no created model depends on another.
     """
+    if modelfile.adapter:
+        modelfile = replace(modelfile, adapter=str((folder / Path(modelfile.adapter).expanduser()).resolve()))
     if created := store.read_created(modelfile.base):
         return modelfile.over(created)
     path = folder / Path(modelfile.base).expanduser()

@@ -68,6 +68,7 @@ class Modelfile:
     messages: tuple[tuple[str, str], ...] = ()  # (role, content): how every conversation begins
     licenses: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    adapter: str | None = None  # the directory of one
 
     @property
     def sampling(self) -> dict[str, Value]:
@@ -81,7 +82,15 @@ class Modelfile:
         return value if isinstance(value, int) else None
 
     def over(self, base: "Modelfile") -> "Modelfile":
-        """This file on top of `base`: what it does not say comes from there, and its FROM is base's."""
+        """This file on top of `base`: what it does not say comes from there, and its FROM is base's.
+
+        Raises ConfigError where both have an adapter: a model takes one.
+        """
+        if self.adapter and base.adapter:
+            raise ConfigError(
+                f"{self.base} has an adapter already ({base.adapter}), and a model takes one.\n"
+                "Merge that one into its model first, or start FROM the model without it."
+            )
         return Modelfile(
             base=base.base,
             parameters={**base.parameters, **self.parameters},
@@ -90,6 +99,7 @@ class Modelfile:
             messages=self.messages or base.messages,
             licenses=base.licenses + self.licenses,
             ignored=self.ignored,
+            adapter=self.adapter or base.adapter,
         )
 
 
@@ -145,12 +155,15 @@ def parse_modelfile(text: str, where: str = "Modelfile") -> Modelfile:
         messages=tuple(messages),
         licenses=tuple(found.get("LICENSE", ())),
         ignored=tuple(ignored),
+        adapter=found.get("ADAPTER", [None])[-1],
     )
 
 
 def render_modelfile(modelfile: Modelfile) -> str:
     """Return the text of a Modelfile that parses to `modelfile` (without what was ignored)."""
     lines = [f"FROM {modelfile.base}"]
+    if modelfile.adapter is not None:
+        lines.append(f"ADAPTER {_quoted(modelfile.adapter)}")
     for parameter in PARAMETERS:
         if parameter.name in modelfile.parameters:
             value = modelfile.parameters[parameter.name]
@@ -170,11 +183,8 @@ def _check(keyword: str, argument: str, found: Mapping[str, list[str]]) -> None:
         near = get_close_matches(keyword, INSTRUCTIONS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no instruction {keyword}.{hint}\nKnown: {', '.join(INSTRUCTIONS)}.")
-    if keyword == "ADAPTER":
-        raise ConfigError(
-            "this release loads no adapters; LoRA comes with training.\n"
-            "Merge the adapter into its model where it was trained and start FROM the merged directory."
-        )
+    if keyword == "ADAPTER" and found.get("ADAPTER"):
+        raise ConfigError(f"a model takes one adapter, and this is the second (the first: {found['ADAPTER'][0]}).")
     if keyword == "FROM" and found.get("FROM"):
         raise ConfigError(f"a Modelfile has one FROM line, and this is the second (the first: {found['FROM'][0]}).")
     if not argument.strip():

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gemworks.ops.gradients import with_gradient
 from gemworks.ops.train.product import product
+from gemworks.ops.train.stored import Fixed
 
 # B rows, T tokens, D model width, V vocabulary rows, v rows of a part, C chosen ids of a token
 
@@ -23,9 +24,12 @@ WORDS_AT_ONCE = 8192
 
 
 def token_logits(
-    h_BTD: jax.Array, head_VD: jax.Array, ids_BTC: jax.Array, *, words_at_once: int = WORDS_AT_ONCE
+    h_BTD: jax.Array, head_VD: jax.Array | Fixed, ids_BTC: jax.Array, *, words_at_once: int = WORDS_AT_ONCE
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (log_total_BT, chosen_BTC), fp32. h is rounded to the head's dtype. Ids must be words of the head."""
+    """Return (log_total_BT, chosen_BTC), fp32. h is rounded to the head's dtype. Ids must be words of the head.
+
+    A head that is Fixed has no gradient, and the product for it, a third of the backward pass's work, is not made.
+    """
     parts = num_parts(head_VD.shape[0], words_at_once)
     return _token_logits(parts, h_BTD.astype(head_VD.dtype), head_VD, ids_BTC)
 
@@ -45,6 +49,10 @@ class _Part(NamedTuple):
 
 
 def _part(i, parts: int, h_BTD, head_VD, ids_BTC) -> _Part:
+    if isinstance(head_VD, Fixed):  # of one device, so the words of a part may lie side by side
+        rows_vD = head_VD.part(i, parts)
+        words = rows_vD.shape[0]
+        return _Part(rows_vD, product("btd,vd->btv", h_BTD, rows_vD), ids_BTC // words == i, ids_BTC % words)
     rows_vD = jax.lax.dynamic_index_in_dim(_split(head_VD, parts), i, axis=1, keepdims=False)
     logits = product("btd,vd->btv", h_BTD, rows_vD)
     return _Part(rows_vD, logits, ids_BTC % parts == i, ids_BTC // parts)
@@ -84,12 +92,15 @@ def _backward(parts: int, kept, cotangents):
         d_logits = jnp.exp(part.logits_BTv - log_total_BT[..., None]) * d_total_BT[..., None]
         d_logits = _add(d_logits, part.at_BTC, jnp.where(part.is_here_BTC, d_chosen_BTC, 0)).astype(head_VD.dtype)
         d_h_BTD = d_h_BTD + product("btv,vd->btd", d_logits, part.rows_vD)
+        if d_head is None:
+            return (d_h_BTD, None), None
         d_rows = product("btv,btd->vd", d_logits, h_BTD).astype(head_VD.dtype)
         return (d_h_BTD, jax.lax.dynamic_update_index_in_dim(d_head, d_rows, i, axis=1)), None
 
-    start = jnp.zeros(h_BTD.shape, jnp.float32), jnp.zeros_like(_split(head_VD, parts))
+    zero_head = None if isinstance(head_VD, Fixed) else jnp.zeros_like(_split(head_VD, parts))
+    start = jnp.zeros(h_BTD.shape, jnp.float32), zero_head
     (d_h_BTD, d_head), _ = jax.lax.scan(turn, start, jnp.arange(parts))
-    return d_h_BTD.astype(h_BTD.dtype), d_head.reshape(head_VD.shape), None
+    return d_h_BTD.astype(h_BTD.dtype), None if d_head is None else d_head.reshape(head_VD.shape), None
 
 
 _token_logits = with_gradient(_plain, _forward, _backward)

@@ -3,7 +3,7 @@
     {"model": ..., "created_at": ..., "message": {...} or "response": "...", "done": false}      a line a piece
     {..., "done": true, "done_reason": "stop", "total_duration": nanoseconds, ...}               the last line
 
-Lines are joined from text: one is made for every token.
+Lines are joined from text: one is made for every token. Calls of functions come whole, in a line before the last.
 """
 
 import json
@@ -121,31 +121,35 @@ async def _lines(request: Request, job: Job) -> AsyncGenerator[bytes, None]:
     before, after = _FORMS[job.form]
     head = f'{{"model":{_text(job.model)},"created_at":"'
     async with aclosing(_pieces(request, job)) as pieces:
-        async for text, scores, end in pieces:
+        async for text, scores, calls, end in pieces:
             if text or scores:
                 told = f',"logprobs":{dumped(scores).decode()}' if scores else ""
                 yield f'{head}{now()}{before}{_text(text)}{after}{told},"done":false}}\n'.encode()
+            if calls:
+                yield f'{head}{now()}{before}"","tool_calls":{calls}{after},"done":false}}\n'.encode()
             if end is not None:
                 yield f'{head}{now()}{before}""{after},"done":true,'.encode() + dumped(end)[1:] + b"\n"
 
 
 async def _whole(request: Request, job: Job) -> Response:
-    texts, scores, end = [], [], {}
+    texts, scores, calls, end = [], [], "", {}
     async with aclosing(_pieces(request, job)) as pieces:
-        async for text, some, last in pieces:
+        async for text, some, made, last in pieces:
             texts.append(text)
             scores += some
+            calls += made
             end = last or end
     text = "".join(texts)
-    said = {"message": {"role": "assistant", "content": text}} if job.form == "chat" else {"response": text}
+    message = {"role": "assistant", "content": text} | ({"tool_calls": json.loads(calls)} if calls else {})
+    said = {"message": message} if job.form == "chat" else {"response": text}
     told = {"logprobs": scores} if scores else {}
     return JSONBytes(dumped({"model": job.model, "created_at": now(), **said, "done": True, **end, **told}))
 
 
 async def _pieces(
     request: Request, job: Job
-) -> AsyncGenerator[tuple[str, list[dict[str, Any]], dict[str, Any] | None], None]:
-    """Yield (text, log-probabilities, None), and with the last piece what the final line tells."""
+) -> AsyncGenerator[tuple[str, list[dict[str, Any]], str, dict[str, Any] | None], None]:
+    """Yield (text, log-probabilities, "", None), and with the last piece the calls and what the final line tells."""
     async with asking.asked(request, job.model, route=job.route, keep_alive=job.keep_alive) as (held, call):
         load_s = time.perf_counter() - job.begun
         llm = held.llm
@@ -155,15 +159,26 @@ async def _pieces(
         try:
             async for chunk in ask.achunks():
                 call.token(len(chunk.token_ids))
-                end = None
+                text, calls, end = chunk.text, "", None
                 if (completion := chunk.completion) is not None:
                     call.done(completion)
+                    calls = _calls(completion)
+                    text += completion.partial_call.source if completion.partial_call else ""
                     end = _end(job, completion, load_s)
                     if job.context is not None and (ids := job.context(llm, prepared, completion)) is not None:
                         end["context"] = ids
-                yield chunk.text, logprobs_of(chunk, llm.tokenizer) if chunk.logprobs else [], end
+                yield text, logprobs_of(chunk, llm.tokenizer) if chunk.logprobs else [], calls, end
         finally:
             asking.cancel(ask)
+
+
+def _calls(completion: "Completion") -> str:
+    """The whole calls as Ollama tells them, "" for none. One that was cut is told as the text it is."""
+    told = [
+        f'{{"id":"{call.id}","function":{{"index":{i},"name":{_text(call.name)},"arguments":{call.text}}}}}'
+        for i, call in enumerate(completion.tool_calls)
+    ]
+    return f"[{','.join(told)}]" if told else ""
 
 
 def _end(job: Job, completion: "Completion", load_s: float) -> dict[str, Any]:

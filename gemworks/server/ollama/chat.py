@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from gemworks.server import asking
 from gemworks.server.bodies import read_body
+from gemworks.server.hooks import tool_arguments
 from gemworks.server.ollama.answer import Job, answered, loaded, unloaded
 from gemworks.server.ollama.checks import check_asked, form_of, keywords
 from gemworks.server.ollama.conversation import conversation, fitting, limited
@@ -26,9 +27,10 @@ async def chat(request: Request) -> Response:
     """Answer a conversation. Without messages: load the model, or with keep_alive 0 let it go."""
     begun = time.perf_counter()
     body = await read_body(request, ChatBody)
-    check_asked(body, {"tools": body.tools})
+    check_asked(body)
     options, limits = read_options(body.options), request.app.state.settings.limits
     form = form_of(body.format, limits.schema_bytes)
+    form |= tool_arguments(body.tools, None, None, limits.schema_bytes)
     # Pictures of many megabytes are decoded beside the event loop.
     has_images = any(message.images for message in body.messages or ())
     read = lambda: conversation(body.messages or (), image_bytes=limits.image_bytes)  # noqa: E731

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from gemworks.errors import AccessError
-from gemworks.server import hooks
 from gemworks.server.errors import FieldError, TooLargeError, UnsupportedError
 from gemworks.server.ollama.fields import ChatBody, GenerateBody
 from gemworks.server.ollama.options import Asked
@@ -16,13 +15,12 @@ if TYPE_CHECKING:
     from gemworks.server.calls import Call
 
 
-def check_asked(body: ChatBody | GenerateBody, fields: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for thinking, shifting, and what `fields` (name -> value) ask for."""
+def check_asked(body: ChatBody | GenerateBody) -> None:
+    """Raise UnsupportedError for thinking and shifting."""
     if body.think:
         raise UnsupportedError("think", f"{body.named} does not support thinking. Send false, or leave it out.")
     if body.shift:
         raise UnsupportedError("shift", "A full context ends the answer here (done_reason length). Leave it out.")
-    hooks.refuse_unsupported(fields)
 
 
 def form_of(format: Any, schema_bytes: int) -> dict[str, Any]:

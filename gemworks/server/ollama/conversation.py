@@ -7,6 +7,7 @@ that is to be continued. Ollama takes all of these, and so do we:
     system, system            one system message; a later one becomes part of the user's turn that follows
     ... too long              the oldest exchanges are left out, as `truncate` says (on where nothing is said)
     ... assistant at the end  the answer goes on from there
+    assistant's tool_calls    calls, which `tool` messages answer: by tool_call_id, by tool_name, or in their order
 
 An image stands before the text of its message, as in Ollama.
 """
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemworks.errors import ContextLengthError
-from gemworks.server import asking, hooks
+from gemworks.server import asking
 from gemworks.server.errors import FieldError, TooLargeError
 from gemworks.server.ollama.fields import Message
 from gemworks.server.ollama.options import Asked
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Turn = dict[str, Any]
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 _BETWEEN = "\n\n"
 
 # Of the context, what is kept free for the answer where nobody says how long it may be.
@@ -45,12 +46,12 @@ def conversation(messages: Sequence[Message], *, image_bytes: int) -> tuple[list
         turn = _turn(message, i, image_bytes)
         if turn["role"] == "system" and any(one["role"] != "system" for one in said):
             turn["role"] = "user"
-        if said and said[-1]["role"] == turn["role"]:
+        if said and said[-1]["role"] == turn["role"] != "tool" and "tool_calls" not in said[-1]:
             said[-1] = turn | {"content": _joined(said[-1]["content"], turn["content"])}
         else:
             said.append(turn)
     begun = ""
-    if len(said) > 1 and said[-1]["role"] == "assistant":
+    if len(said) > 1 and said[-1]["role"] == "assistant" and "tool_calls" not in said[-1]:
         begun = _text(said.pop()["content"])
     return said, begun
 
@@ -79,10 +80,12 @@ async def fitting(
     """
     limit = context_of(llm, asked)
     first = 1 if said and said[0]["role"] == "system" else 0
-    exchanges = max(len(said) - first - 1, 0) // 2 if truncate else 0
+    # An exchange begins with what the user says; calls and their results are of the one they are in.
+    begins = [first, *(i for i, turn in enumerate(said) if i > first and turn["role"] == "user")]
+    exchanges = len(begins) - 1 if truncate else 0
 
     async def attempt(left_out: int) -> Any:
-        kept = [*said[:first], *said[first + 2 * left_out :]]
+        kept = [*said[:first], *said[begins[left_out] :]]
         try:
             prepared = continued(llm, await asking.prepare(llm, kept, **told), begun)
         except ContextLengthError:
@@ -166,9 +169,6 @@ def _room(llm: "LLM", asked: Asked, limit: int) -> int:
 
 def _turn(message: Message, i: int, image_bytes: int) -> Turn:
     role = message.role.lower()
-    hooks.refuse_unsupported({f"messages[{i}].tool_calls": message.tool_calls})
-    if role == "tool":
-        hooks.refuse_unsupported({f"messages[{i}].role": role})
     if role not in _ROLES:
         raise FieldError(
             f"messages[{i}]: the role must be one of {', '.join(_ROLES)}, got {message.role!r:.60}.",
@@ -176,6 +176,13 @@ def _turn(message: Message, i: int, image_bytes: int) -> Turn:
             code="invalid_value",
         )
     text, images = message.content or "", message.images or []
+    if role == "tool":
+        named = {"name": message.tool_name, "tool_call_id": message.tool_call_id}
+        return {"role": role, "content": text} | {key: value for key, value in named.items() if value}
+    if message.tool_calls:
+        if role != "assistant":
+            raise FieldError(f"messages[{i}].tool_calls: only the assistant calls.", param=f"messages[{i}].tool_calls")
+        return {"role": role, "content": text, "tool_calls": message.tool_calls}
     if not images:
         return {"role": role, "content": text}
     parts = [image_of(image, f"messages[{i}].images[{j}]", image_bytes) for j, image in enumerate(images)]

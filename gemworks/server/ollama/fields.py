@@ -31,13 +31,14 @@ class NamedBody(_Body):
 
 
 class Message(_Body):
-    """One message of a conversation. images: base64."""
+    """One message of a conversation. images: base64. tool_name, tool_call_id: of a tool's result, what it answers."""
 
     role: str
     content: str | None = None
     images: list[str] | None = None
     tool_calls: list[Any] | None = None
     tool_name: str | None = None
+    tool_call_id: str | None = None
 
 
 class _Answered(NamedBody):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
-from gemworks.server import asking, hooks
+from gemworks.server import asking
 from gemworks.server.bodies import read_body
 from gemworks.server.errors import FieldError, UnsupportedError
 from gemworks.server.ollama.answer import Job, answered, loaded, unloaded
@@ -36,7 +36,7 @@ async def generate(request: Request) -> Response:
     """Answer a prompt. Without one: load the model, or with keep_alive 0 let it go."""
     begun = time.perf_counter()
     body = await read_body(request, GenerateBody)
-    check_asked(body, {})
+    check_asked(body)
     _check(body)
     options, limits = read_options(body.options), request.app.state.settings.limits
     form = form_of(body.format, limits.schema_bytes)
@@ -83,7 +83,8 @@ async def _prepared(
 
 
 def _check(body: GenerateBody) -> None:
-    hooks.refuse_unsupported({"suffix": body.suffix})
+    if body.suffix:
+        raise UnsupportedError("suffix", "Gemma was not taught to fill in between two texts.")
     if body.template and not is_gemma_template(body.template):
         raise UnsupportedError(
             "template", "Chats are rendered as Gemma 3 was taught to read them. Leave it out, or use raw."

@@ -85,7 +85,8 @@ def details(model: Listed) -> dict[str, Any]:
 
 def capabilities(facts: Facts | None) -> list[str]:
     """Return what a model can, in Ollama's words."""
-    return ["completion", *(["vision"] if facts is not None and facts.vision is not None else [])]
+    tools = ["tools"] if facts is None or facts.is_chat else []
+    return ["completion", *(["vision"] if facts is not None and facts.vision is not None else []), *tools]
 
 
 def rfc3339(seconds: float) -> str:

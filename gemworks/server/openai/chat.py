@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from gemworks.server.bodies import read_body
-from gemworks.server.errors import FieldError
-from gemworks.server.hooks import form_arguments, refuse_unsupported
+from gemworks.server.errors import FieldError, UnsupportedError
+from gemworks.server.hooks import form_arguments, tool_arguments
 from gemworks.server.openai import shapes
 from gemworks.server.openai.answering import answer
 from gemworks.server.openai.document import body_of
@@ -19,6 +19,7 @@ from gemworks.server.streams import JSONBytes, finished, open_stream
 
 if TYPE_CHECKING:
     from gemworks.llm.answers import Chunk, Completion
+    from gemworks.text.toolcalls import CallDelta
     from gemworks.tokenizer.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -81,8 +82,9 @@ class ChatBody(Sampling):
 async def create(request: Request) -> Response:
     """Answer a conversation, whole or as a stream of server-sent events."""
     body = await read_body(request, ChatBody)
-    told = _told(body)
-    told |= await form_arguments(body.forms, request.app.state.settings.limits.schema_bytes)
+    longest = request.app.state.settings.limits.schema_bytes
+    told = _told(body) | tool_arguments(body.tools, body.tool_choice, body.parallel_tool_calls, longest)
+    told |= await form_arguments(body.forms, longest)
     if body.stream:
         pieces = _stream(request, body, told)
         return await open_stream(request, pieces, failed=partial(shapes.error_event, request_id=_id(request)))
@@ -91,15 +93,9 @@ async def create(request: Request) -> Response:
 
 def _told(body: ChatBody) -> dict[str, Any]:
     """The keywords of LLM.stream. Raises FieldError."""
-    refuse_unsupported(
-        {
-            "tools": body.tools,
-            "tool_choice": body.tool_choice,
-            "parallel_tool_calls": body.parallel_tool_calls,
-            "functions": body.functions,
-            "function_call": body.function_call,
-        }
-    )
+    for name in ("functions", "function_call"):
+        if getattr(body, name):
+            raise UnsupportedError(name, "It is the old form of tools: send tools and tool_choice.")
     check_inert(body.__dict__, _INERT)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise FieldError(
@@ -142,9 +138,12 @@ def _choice(index: int, made: "Completion", tokenizer: "Tokenizer") -> dict[str,
     told = None
     if made.logprobs is not None:
         told = {"content": shapes.logprobs_told(tokenizer, made.logprobs), "refusal": None}
+    calls: list[Any] = [*made.tool_calls, *([made.partial_call] if made.partial_call else ())]
+    message: dict[str, Any] = {"role": "assistant", "content": made.text or (None if calls else "")}
+    message |= {"refusal": None, "annotations": []}
     return {
         "index": index,
-        "message": {"role": "assistant", "content": made.text, "refusal": None, "annotations": []},
+        "message": message | ({"tool_calls": [call.told() for call in calls]} if calls else {}),
         "logprobs": told,
         "finish_reason": shapes.finish(made.finish_reason),
     }
@@ -160,6 +159,8 @@ async def _stream(request: Request, body: ChatBody, told: dict[str, Any]) -> Asy
         async for chunk in chunks:
             if chunk.text or (chunk.logprobs and body.logprobs):
                 yield writer.piece(chunk)
+            for delta in chunk.calls:
+                yield writer.call(chunk.index, delta)
             if chunk.completion is not None:
                 made.append(chunk.completion)
                 yield writer.closing(chunk)
@@ -183,12 +184,14 @@ class _Writer:
         self._head = f"data: {shapes.dumps(head)[:-1]},"
         self._tail = ',"usage":null}\n\n' if body.tells_usage else "}\n\n"
         self._tells_logprobs = bool(body.logprobs)
+        # An answer that may be a call may have no content at all.
+        self._empty = "null" if body.tools and body.tool_choice != "none" else '""'
         self._tokenizer = tokenizer
         self._delta = [f'{self._head}"choices":[{{"index":{i},"delta":{{"content":' for i in range(body.num_answers)]
 
     def opening(self, index: int) -> bytes:
         """The event that begins an answer, with its role."""
-        delta = '{"role":"assistant","content":"","refusal":null}'
+        delta = f'{{"role":"assistant","content":{self._empty},"refusal":null}}'
         return self._event(index, delta, "null", "null")
 
     def piece(self, chunk: "Chunk") -> bytes:
@@ -198,6 +201,14 @@ class _Writer:
             return (self._delta[chunk.index] + shapes.escape(chunk.text) + rest).encode()
         told = {"content": shapes.logprobs_told(self._tokenizer, chunk.logprobs), "refusal": None}
         return self._event(chunk.index, f'{{"content":{shapes.escape(chunk.text)}}}', shapes.dumps(told), "null")
+
+    def call(self, index: int, delta: "CallDelta") -> bytes:
+        """The event of a piece of a call: the first has its id and name."""
+        head: dict[str, Any] = {"index": delta.index}
+        if delta.id is not None:
+            head |= {"id": delta.id, "type": "function"}
+        told = {"arguments": delta.text} if delta.name is None else {"name": delta.name, "arguments": delta.text}
+        return self._event(index, shapes.dumps({"tool_calls": [head | {"function": told}]}), "null", "null")
 
     def closing(self, chunk: "Chunk") -> bytes:
         """The event that says why an answer ended."""

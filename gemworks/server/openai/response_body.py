@@ -7,7 +7,6 @@ from pydantic import Field
 
 from gemworks.server.bodies import Body
 from gemworks.server.errors import FieldError, UnsupportedError
-from gemworks.server.hooks import refuse_unsupported
 from gemworks.server.openai import shapes
 from gemworks.server.openai.fields import Count, StreamOptions, check_inert, check_top, least_top_p
 from gemworks.server.openai.messages import content_of, role_of
@@ -19,6 +18,9 @@ _LOGPROBS = "message.output_text.logprobs"
 # What a response would include of things that no response of ours has: nothing, as asked.
 _EMPTY = ("reasoning.encrypted_content",)
 _ITEM_FIELDS = {"type", "role", "content", "id", "status", "phase"}
+# Of calls and their results: what each must have as text.
+_CALL_FIELDS = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id",)}
+_CALL_KNOWN = {"type", "id", "status", "call_id", "name", "arguments", "output"}
 
 # Fields that change nothing where they have these values, and are refused with others.
 _INERT: dict[str, tuple[Any, ...]] = {
@@ -88,13 +90,6 @@ class ResponseBody(Body):
 def told_of(body: ResponseBody) -> dict[str, Any]:
     """Return the keywords of LLM.stream. Raises FieldError for what is not supported."""
     text = body.text or {}
-    refuse_unsupported(
-        {
-            "tools": body.tools,
-            "tool_choice": body.tool_choice,
-            "parallel_tool_calls": body.parallel_tool_calls,
-        }
-    )
     check_inert(body.__dict__, _INERT)
     check_inert({f"text.{name}": value for name, value in text.items()}, {"text.verbosity": ("medium",)})
     if unknown := sorted(set(text) - {"format", "verbosity"}):
@@ -125,12 +120,17 @@ def items_of(given: str | list[Any]) -> list[dict[str, Any]]:
         where = f"input[{i}]"
         if not isinstance(item, Mapping):
             raise FieldError(f"{where} must be an object.", param=where, code="invalid_type")
-        if (kind := item.get("type", "message")) != "message":
-            raise UnsupportedError(f"{where}.type", 'Items are of type "message".', got=kind)
+        if (kind := item.get("type", "message")) in _CALL_FIELDS:
+            items.append(_call_item(item, where))
+            continue
+        if kind != "message":
+            known = ", ".join(("message", *_CALL_FIELDS))
+            raise UnsupportedError(f"{where}.type", f"Items are of type {known}.", got=kind)
         if unknown := sorted(set(item) - _ITEM_FIELDS):
             param = f"{where}.{unknown[0]}"[:200]
             raise FieldError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
-        role = role_of(item.get("role"), where)
+        if (role := role_of(item.get("role"), where)) == "tool":
+            raise UnsupportedError(f"{where}.role", 'A result is an item of type "function_call_output".', got=role)
         content = item.get("content")
         kind = "output_text" if role == "assistant" else "input_text"
         parts = [{"type": kind, "text": content}] if isinstance(content, str) else content
@@ -146,15 +146,37 @@ def items_of(given: str | list[Any]) -> list[dict[str, Any]]:
     return items
 
 
+def _call_item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A call or a result as it is kept. Raises FieldError."""
+    kind = item["type"]
+    if unknown := sorted(set(item) - _CALL_KNOWN):
+        param = f"{where}.{unknown[0]}"[:200]
+        raise FieldError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
+    for name in _CALL_FIELDS[kind]:
+        if not isinstance(item.get(name), str):
+            param = f"{where}.{name}"
+            raise FieldError(f"{param} must be a text, got {item.get(name)!r:.60}.", param=param, code="invalid_type")
+    prefix = "fc_" if kind == "function_call" else "fco_"
+    return {**item, "id": item.get("id") or shapes.new_id(prefix), "status": "completed"}
+
+
 async def messages_of_items(items: list[dict[str, Any]], settings: "Settings") -> list[dict[str, Any]]:
-    """Return items as messages, with their images in reach. Raises FieldError."""
-    return [
-        {
-            "role": role_of(item["role"], f"input[{i}]"),
-            "content": await content_of(item["content"], f"input[{i}].content", settings),
-        }
-        for i, item in enumerate(items)
-    ]
+    """Return items as messages, with their images in reach; calls are the message's before them. Raises FieldError."""
+    said: list[dict[str, Any]] = []
+    for i, item in enumerate(items):
+        if item["type"] == "function_call":
+            told = {"name": item["name"], "arguments": item["arguments"]}
+            if not said or said[-1]["role"] != "assistant":
+                said.append({"role": "assistant", "content": None})
+            said[-1].setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": told})
+        elif item["type"] == "function_call_output":
+            output = item.get("output")
+            content = "" if output in (None, "", []) else await content_of(output, f"input[{i}].output", settings)
+            said.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
+        else:
+            role = role_of(item["role"], f"input[{i}]")
+            said.append({"role": role, "content": await content_of(item["content"], f"input[{i}].content", settings)})
+    return said
 
 
 def conversation_of(instructions: str | None, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

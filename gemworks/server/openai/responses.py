@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from gemworks.server.bodies import read_body
-from gemworks.server.errors import FieldError, UnsupportedError, openai_error
-from gemworks.server.hooks import form_arguments
+from gemworks.server.errors import FieldError, UnsupportedError
+from gemworks.server.hooks import form_arguments, tool_arguments
 from gemworks.server.openai import shapes
 from gemworks.server.openai.answering import Begun, answer
 from gemworks.server.openai.document import body_of
 from gemworks.server.openai.response_body import ResponseBody, conversation_of, items_of, messages_of_items, told_of
+from gemworks.server.openai.response_events import Events
+from gemworks.server.openai.response_output import Output, status_of, told_tool
 from gemworks.server.openai.stored import ResponseStore, Stored
 from gemworks.server.streams import JSONBytes, finished, open_stream
 
@@ -27,10 +29,9 @@ router = APIRouter()
 async def create(request: Request) -> Response:
     """Answer an input, after an earlier response where one is named; whole or as a stream of events."""
     body = await read_body(request, ResponseBody)
-    told = told_of(body)
-    told |= await form_arguments(
-        {"text.format": (body.text or {}).get("format")}, request.app.state.settings.limits.schema_bytes
-    )
+    longest = request.app.state.settings.limits.schema_bytes
+    told = told_of(body) | tool_arguments(body.tools, body.tool_choice, body.parallel_tool_calls, longest)
+    told |= await form_arguments({"text.format": (body.text or {}).get("format")}, longest)
     items = items_of(body.input)
     if body.stream:
         pieces = _stream(request, body, told, items)
@@ -72,15 +73,26 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     raise FieldError("Only a response made with background: true can be cancelled.", param="response_id")
 
 
-class _Response:
+class MadeResponse:
     """A response while it is made."""
 
     def __init__(self, request: Request, body: ResponseBody, items: list[dict[str, Any]]):
         self._request, self._body, self._items = request, body, items
-        self.id, self.item_id = shapes.new_id("resp_"), shapes.new_id("msg_")
+        self.id = shapes.new_id("resp_")
+        self.output = Output(self.logprobs)
         self._created = shapes.now()
         self._said: list[dict[str, Any]] = []
         self.begun: Begun | None = None
+
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may be a call."""
+        return bool(self._body.tools) and self._body.tool_choice != "none"
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether text comes with log-probabilities."""
+        return self._body.tells_logprobs
 
     async def conversation(self) -> list[dict[str, Any]]:
         """What the model is shown. Raises FieldError."""
@@ -110,7 +122,7 @@ class _Response:
             "max_tool_calls": None,
             "metadata": body.metadata or {},
             "model": begun.loaded.name,
-            "output": [] if answer is None else [self.item(answer)],
+            "output": [] if answer is None else self.output.items(answer),
             "parallel_tool_calls": True if body.parallel_tool_calls is None else body.parallel_tool_calls,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
@@ -121,30 +133,13 @@ class _Response:
             "temperature": begun.params.temperature,
             "text": {"format": (body.text or {}).get("format") or {"type": "text"}, "verbosity": "medium"},
             "tool_choice": body.tool_choice or "auto",
-            "tools": [],
+            "tools": [told_tool(tool) for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": begun.params.top_p,
             "truncation": "disabled",
             "usage": None if answer is None else _usage(answer),
             "user": body.user,
         }
-
-    def item(self, answer: "Completion | None") -> dict[str, Any]:
-        """The message that the answer is; None: it has not begun."""
-        done = answer is not None
-        status = "in_progress" if answer is None else "incomplete" if answer.finish_reason == "length" else "completed"
-        return {
-            "id": self.item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [self.part(answer)] if done else [],
-        }
-
-    def part(self, answer: "Completion | None") -> dict[str, Any]:
-        """The text of the message."""
-        text = "" if answer is None else answer.text
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs(answer)}
 
     def logprobs(self, what: "Completion | Chunk | None") -> list[dict[str, Any]]:
         """Log-probabilities of an answer or a piece, where they were asked for."""
@@ -155,15 +150,15 @@ class _Response:
 
     def end(self, answer: "Completion") -> dict[str, Any]:
         """The finished response, which is kept where it may be."""
-        whole = self.told("incomplete" if answer.finish_reason == "length" else "completed", answer)
+        whole = self.told(status_of(answer), answer)
         if self._body.store is not False:
-            said = [*self._said, {"role": "assistant", "content": answer.text}]
+            said = [*self._said, answer.message]
             _store(self._request).add(Stored(_owner(self._request), whole, self._items, said))
         return whole
 
 
 async def _answer(request: Request, body: ResponseBody, told: dict[str, Any], items: list[dict[str, Any]]) -> Response:
-    made = _Response(request, body, items)
+    made = MadeResponse(request, body, items)
     completion = None
     messages = await made.conversation()
     async with aclosing(answer(request, messages, told, model=body.model, route="responses")) as chunks:
@@ -177,8 +172,8 @@ async def _answer(request: Request, body: ResponseBody, told: dict[str, Any], it
 async def _stream(
     request: Request, body: ResponseBody, told: dict[str, Any], items: list[dict[str, Any]]
 ) -> AsyncGenerator[bytes, None]:
-    made = _Response(request, body, items)
-    events = _Events(made)
+    made = MadeResponse(request, body, items)
+    events = Events(made)
     messages = await made.conversation()
     async with aclosing(answer(request, messages, told, model=body.model, route="responses")) as chunks:
         made.begun = await anext(chunks)
@@ -186,74 +181,14 @@ async def _stream(
         completion = None
         try:
             async for chunk in chunks:
-                if chunk.text or (chunk.logprobs and body.tells_logprobs):
-                    yield events.delta(chunk)
+                if told_now := events.pieces(chunk):
+                    yield told_now
                 completion = chunk.completion or completion
         except Exception as error:
             yield events.failed(error, getattr(request.state, "id", ""))
             return
     assert completion is not None
     yield events.closing(completion)
-
-
-class _Events:
-    """Writes the events of one response, numbered."""
-
-    def __init__(self, made: _Response):
-        self._made = made
-        self._number = -1
-        self._place = f'"item_id":"{made.item_id}","output_index":0,"content_index":0'
-
-    def opening(self) -> bytes:
-        """The events before the first word."""
-        made = self._made
-        state = made.told("in_progress")
-        return b"".join(
-            (
-                self._event("response.created", response=state),
-                self._event("response.in_progress", response=state),
-                self._event("response.output_item.added", output_index=0, item=made.item(None)),
-                self._event("response.content_part.added", **self._at(), part=made.part(None)),
-            )
-        )
-
-    def delta(self, chunk: "Chunk") -> bytes:
-        """The event of some text."""
-        self._number += 1
-        told = shapes.dumps(self._made.logprobs(chunk)) if chunk.logprobs else "[]"
-        return (
-            f'event: response.output_text.delta\ndata: {{"type":"response.output_text.delta",{self._place},'
-            f'"delta":{shapes.escape(chunk.text)},"logprobs":{told},"sequence_number":{self._number}}}\n\n'
-        ).encode()
-
-    def closing(self, answer: "Completion") -> bytes:
-        """The events after the last word; the response is kept."""
-        made, at = self._made, self._at()
-        whole = made.end(answer)
-        return b"".join(
-            (
-                self._event("response.output_text.done", **at, text=answer.text, logprobs=made.logprobs(answer)),
-                self._event("response.content_part.done", **at, part=made.part(answer)),
-                self._event("response.output_item.done", output_index=0, item=made.item(answer)),
-                self._event(f"response.{whole['status']}", response=whole),
-            )
-        )
-
-    def failed(self, error: Exception, request_id: str) -> bytes:
-        """The events that end a response that could not be finished."""
-        told = openai_error(error, request_id=request_id).body["error"]
-        code, message = told["code"] or "server_error", told["message"]
-        whole = self._made.told("failed", error={"code": code, "message": message})
-        return self._event("error", code=code, message=message, param=told["param"]) + self._event(
-            "response.failed", response=whole
-        )
-
-    def _at(self) -> dict[str, Any]:
-        return {"item_id": self._made.item_id, "output_index": 0, "content_index": 0}
-
-    def _event(self, kind: str, **told: Any) -> bytes:
-        self._number += 1
-        return shapes.event(shapes.dumps({"type": kind, **told, "sequence_number": self._number}), kind)
 
 
 def _usage(answer: "Completion") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc
 _FOR_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl", "/etc/services", "/etc/gai.conf")
 _HEADER = 32 + 8  # nonce and length of a frame
 _FRAME_EXTRA = 64  # {"value": ...} around the result
+_WAKE_S = 0.1  # how soon a call hears that it was stopped
 _WRITE_SEALS = 0x000F  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 
 
@@ -56,7 +58,8 @@ class Code(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How a call ended. `status` is ok, failed (the tool's own error), invalid (arguments the tool's types refuse),
-    limit (one of the policy's) or forged (no proper frame came); `error` says it in words."""
+    limit (one of the policy's), stopped (by whoever asked for it) or forged (no proper frame came); `error` says it in
+    words."""
 
     status: str
     value: Any = None
@@ -90,9 +93,17 @@ class Sandbox:
         self._interpreter = interpreter
         self._fixed = _Fixed.of(self.policy, self.means, interpreter)
 
-    def call(self, code: Code, arguments: Mapping[str, Any], bound: Mapping[str, Any] | None = None) -> Outcome:
-        """Call a function in a child. BackendError where the sandbox cannot be set up: then nothing ran."""
-        return self._run("call", code, {"arguments": dict(arguments), "bound": dict(bound or {})})
+    def call(
+        self,
+        code: Code,
+        arguments: Mapping[str, Any],
+        bound: Mapping[str, Any] | None = None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> Outcome:
+        """Call a function in a child. Setting `stop` kills it. BackendError where the sandbox cannot be set up: then
+        nothing ran."""
+        return self._run("call", code, {"arguments": dict(arguments), "bound": dict(bound or {})}, stop)
 
     def describe(self, code: Code, bound_names: Sequence[str] = ()) -> Outcome:
         """The declarations of a module's public functions, read in a child: its code never runs here."""
@@ -108,7 +119,7 @@ class Sandbox:
             config["uid"] = _means.unprivileged_uid()
         return [*self._fixed.prefix, "program", json.dumps(config)]
 
-    def _run(self, job: str, code: Code, work: dict[str, Any]) -> Outcome:
+    def _run(self, job: str, code: Code, work: dict[str, Any], stop: threading.Event | None = None) -> Outcome:
         nonce = secrets.token_hex(16)
         config = self._fixed.config | work | code._asdict()
         config |= {"job": job, "nonce": nonce, "parent": os.getpid(), "uid": _means.unprivileged_uid()}
@@ -129,17 +140,20 @@ class Sandbox:
                 )
             os.close(result_out)
             result_out = -1
-            pipes, timed_out = self._collect(process, result_in, nonce, start + self.policy.wall_s)
+            pipes, timed_out = self._collect(process, result_in, start + self.policy.wall_s, stop)
         finally:
             os.close(result_in)
             if result_out >= 0:
                 os.close(result_out)
+        if timed_out and stop is not None and stop.is_set():
+            return Outcome(status="stopped", error="it was stopped", wall_s=time.monotonic() - start)
         return self._judge(process.returncode, pipes, nonce, timed_out, time.monotonic() - start)
 
     def _collect(
-        self, process: subprocess.Popen[bytes], result: int, nonce: str, deadline: float
+        self, process: subprocess.Popen[bytes], result: int, deadline: float, stop: threading.Event | None
     ) -> tuple[dict[str, _Reading], bool]:
-        """Read until the frame is whole or the child has closed its end or the time is over; then end it, always."""
+        """Read until the frame is whole, the child has closed its end, the time is over or `stop` is set; then end it,
+        always. Returns what came, and whether it was the time or `stop`."""
         policy = self.policy
         assert process.stdout is not None and process.stderr is not None
         readings = {name: _Reading(policy.output_bytes) for name in ("stdout", "stderr")}
@@ -151,7 +165,7 @@ class Sandbox:
                     selector.register(fd, selectors.EVENT_READ, name)
                 selector.register(result, selectors.EVENT_READ, "result")
                 while not timed_out and "result" in {key.data for key in selector.get_map().values()}:
-                    timed_out = not _read_some(selector, readings, deadline)
+                    timed_out = not _read_some(selector, readings, deadline, stop)
                     frame = readings["result"]
                     if frame.is_over or _is_whole(frame.data):
                         break
@@ -329,9 +343,18 @@ def _sent_modules() -> dict[str, str]:
     return {"gemworks.tools.declare": (folder / "declare.py").read_text(encoding="utf-8")}
 
 
-def _read_some(selector: selectors.BaseSelector, readings: dict[str, _Reading], deadline: float) -> bool:
-    """Read what is there; False where nothing came by the deadline."""
-    events = selector.select(max(0.0, deadline - time.monotonic()))
+def _read_some(
+    selector: selectors.BaseSelector,
+    readings: dict[str, _Reading],
+    deadline: float,
+    stop: threading.Event | None = None,
+) -> bool:
+    """Read what is there; False where nothing came by the deadline, or before `stop` was set."""
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        events = selector.select(left if stop is None else min(left, _WAKE_S))
+        if events or left == 0.0 or (stop is not None and stop.is_set()):
+            break
     for key, _ in events:
         chunk = os.read(key.fd, 1 << 16)
         if chunk:

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from gemworks.engine.adapters import AdapterPool
+from gemworks.engine.gains import row_gains
 from gemworks.errors import CheckpointError
 from gemworks.model.gemma3 import full_batch
 from gemworks.weights.adapter import WEIGHTS, read_adapter
@@ -52,6 +53,14 @@ RECIPES = {
         "alpha_pattern": {"down_proj": 3, r".*\.2\.self_attn\.v_proj": 32},
     },
     "without some": {"r": 2, "lora_alpha": 4, "target_modules": ALL, "exclude_modules": ["gate_proj", "k_proj"]},
+    "dora": {"r": 4, "lora_alpha": 6, "target_modules": ALL, "use_dora": True},
+    "dora, some": {
+        "r": 4,
+        "lora_alpha": 4,
+        "target_modules": ["v_proj", "up_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+    },
     "its own A": {"r": 4, "lora_alpha": 4, "target_modules": ATTENTION, "init_lora_weights": "gaussian"},
 }
 
@@ -68,7 +77,10 @@ def saved(model, directory, recipe: dict, seed: int = 0):
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                parameter.normal_(0, 0.15)
+                if "magnitude" in name:
+                    parameter.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+                else:
+                    parameter.normal_(0, 0.15)
     adapted.save_pretrained(directory)
     return adapted
 
@@ -95,7 +107,8 @@ def test_logits_are_pefts(recipe, base, tmp_path):
     expected = their_logits(saved(theirs, tmp_path, RECIPES[recipe]), ids)
     assert np.abs(expected - plain).max() > 0.05, "the adapter changes nothing"
     pool = AdapterPool(config, slots=2, max_rank=16)
-    slot = pool.load("one", read_adapter(tmp_path, config))
+    adapter = read_adapter(tmp_path, config)
+    slot = pool.load("one", adapter, row_gains(ours, adapter) or None)
     batch = full_batch(jnp.asarray(ids, jnp.int32), config, adapter_T=np.full(23, slot, np.int32))
     assert np.abs(np.asarray(our_logits(ours, batch, pool.adapters)) - expected).max() <= 2e-4
 
@@ -103,7 +116,7 @@ def test_logits_are_pefts(recipe, base, tmp_path):
 def test_several_adapters_and_none_in_one_batch(base, tmp_path):
     """Five texts, three adapters of different ranks and targets: each has the logits PEFT gives it alone."""
     theirs, ours, config = base
-    names = ["q and v", "rslora", "patterns"]
+    names = ["q and v", "dora", "patterns"]
     pool = AdapterPool(config, slots=4, max_rank=16)
     expected, slots = {}, {}
     texts = [some_ids(9 + i, i) for i in range(5)]
@@ -115,7 +128,8 @@ def test_several_adapters_and_none_in_one_batch(base, tmp_path):
             if whose[t] == name:
                 expected[t] = their_logits(adapted, text)
         theirs = adapted.unload()
-        slots[name] = pool.load(name, read_adapter(tmp_path / str(i), config))
+        adapter = read_adapter(tmp_path / str(i), config)
+        slots[name] = pool.load(name, adapter, row_gains(ours, adapter) or None)
     expected[1] = plain
     lengths = [len(text) for text in texts]
     batch = full_batch(
@@ -166,7 +180,6 @@ def test_adapter_of_the_image_encoder_is_refused(random_pair, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"use_dora": True}, "use_dora is True (DoRA)"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'] (whole modules"),
         ({"bias": "lora_only"}, "bias is 'lora_only'"),
         ({"lora_bias": True}, "lora_bias is True (biases)"),
@@ -191,7 +204,7 @@ def test_embedding_and_head_are_refused(target, base, tmp_path):
         read_adapter(tmp_path, config)
 
 
-def test_prompt_tuning_is_refused(base, tmp_path):
+def test_prompt_tuning_is_no_adapter_of_matrices(base, tmp_path):
     from peft import PromptTuningConfig
 
     theirs, _, config = base

@@ -59,8 +59,34 @@ def test_embeddings(server):
     assert len(vectors) == 2 and sum(value**2 for value in vectors[0]) == pytest.approx(1, abs=1e-4)
 
 
+def test_bound_tools_are_called_with_valid_arguments(server):
+    from pydantic import BaseModel, Field
+
+    class Weather(BaseModel):
+        """Tells the weather."""
+
+        city: str = Field(max_length=5)
+        days: int = Field(ge=1, le=7)
+
+    told = {"base_url": server.v1, "api_key": "none", "model": "tiny", "temperature": 0, "max_tokens": 100}
+    chat = langchain_openai.ChatOpenAI(**told, max_retries=0)
+    bound = chat.bind_tools([Weather], tool_choice="Weather", parallel_tool_calls=False)
+    answer = bound.invoke(ASKED)
+    [call] = answer.tool_calls
+    Weather.model_validate(call["args"])
+    assert answer.response_metadata["finish_reason"] == "tool_calls" and not answer.invalid_tool_calls
+    whole = None
+    for piece in bound.stream(ASKED):
+        whole = piece if whole is None else whole + piece
+    assert [(one["name"], one["args"]) for one in whole.tool_calls] == [(call["name"], call["args"])]
+    parsed = chat.with_structured_output(Weather, method="function_calling").invoke(ASKED)
+    assert isinstance(parsed, Weather)
+    talk = [("human", ASKED), answer, {"role": "tool", "tool_call_id": call["id"], "content": "21 degrees"}]
+    assert chat.bind_tools([Weather]).invoke(talk) is not None
+
+
 def test_what_is_not_supported_is_told(chat):
     import openai
 
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        chat.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke(ASKED)
+    with pytest.raises(openai.BadRequestError, match=r"tools\[0\].type"):
+        chat.bind(tools=[{"type": "custom", "custom": {"name": "f"}}]).invoke(ASKED)

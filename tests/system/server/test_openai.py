@@ -217,8 +217,8 @@ def test_errors_are_the_clients_own_exceptions(client):
         client.chat.completions.create(**told, max_tokens=10**6)
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as tools:
-        client.chat.completions.create(**told, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (tools.value.code, tools.value.param) == ("unsupported_parameter", "tools")
+        client.chat.completions.create(**told, tools=[{"type": "web_search"}])
+    assert (tools.value.code, tools.value.param) == ("unsupported_parameter", "tools[0].type")
     with pytest.raises(openai.BadRequestError) as streamed:
         client.chat.completions.create(**told, stream=True, temperature=7)
     assert streamed.value.param == "temperature"

@@ -11,7 +11,8 @@ COMMANDS = {
             "--system", "--image", "--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop",
             "--repetition-penalty", "--presence-penalty", "--frequency-penalty", "--raw", "--context", "--dtype",
             "--quant", "--embed", "--kv", "--adapter", "--verbose", "--json", "--pan-and-scan", "--video",
-            "--max-frames", "--sampling", "--schema",
+            "--max-frames", "--sampling", "--schema", "--tools", "--rules", "--yes", "--readable", "--rounds",
+            "--audit",
         },
     },
     "serve": {
@@ -53,6 +54,21 @@ COMMANDS = {
             "--watched",
         },
     },
+    "eval": {
+        "arguments": ["words..."],
+        "flags": {
+            "--tasks", "--out", "--limit", "--execute", "--report", "--context", "--dtype", "--quant", "--adapter",
+            "--json",
+        },
+    },
+    "tune": {
+        "arguments": ["model", "data..."],
+        "flags": {
+            "--method", "--out", "-o", "--epochs", "--steps", "--rate", "--batch", "--length", "--rank", "--alpha",
+            "--targets", "--rslora", "--soft-tokens", "--beta", "--validation", "--patience", "--samples", "--bad",
+            "--long", "--tool-style", "--seed", "--recipe", "--set", "--dry-run",
+        },
+    },
     "plan": {
         "arguments": ["model"],
         "flags": {
@@ -87,7 +103,7 @@ COMMANDS = {
     "data report": {"arguments": ["folder"], "flags": {"--open", "--json"}},
     "data inspect": {
         "arguments": ["data"],
-        "flags": {"--step", "--batch", "--seed", "--length", "--tokenizer", "--check", "--json"},
+        "flags": {"--step", "--batch", "--seed", "--length", "--tokenizer", "--check", "--line", "--count", "--json"},
     },
     "data vocabulary": {
         "arguments": ["sources..."],

@@ -19,7 +19,10 @@ def test_a_batch_is_the_documents_it_says(packed, documents, tokenizer_dir):
     """Every piece decodes to the stretch of the document that `describe` names; targets are the next tokens."""
     tokenizer = Tokenizer.load(tokenizer_dir)
     source = PackedSource.open(packed, batch_rows=4)
-    for step in (0, 3, 57):
+    described = {step: source.describe(step) for step in range(len(source))}
+    many = next(step for step, rows in described.items() if any(len(row["pieces"]) > 1 for row in rows))
+    short = next(s for s, rows in described.items() if any(sum(p["positions"] for p in r["pieces"]) < 64 for r in rows))
+    for step in (0, 3, 57, many, short):
         batch = source.batch(step)
         for r, row in enumerate(source.describe(step)):
             at = 0
@@ -27,7 +30,7 @@ def test_a_batch_is_the_documents_it_says(packed, documents, tokenizer_dir):
                 n, first = piece["positions"], piece["first_token"]
                 whole = documents[piece["line"] - 1]
                 ids = [tokenizer.bos_id, *tokenizer.encode(whole["text"]), tokenizer.eos_id]
-                assert piece["title"] == whole["title"]
+                assert piece["title"] == whole["title"] and row["group"] == whole["lang"]
                 assert batch.ids_BT[r, at : at + n].tolist() == ids[first : first + n]
                 assert batch.targets_BT[r, at : at + n].tolist() == ids[first + 1 : first + n + 1]
                 assert (batch.segment_BT[r, at : at + n] == index).all()
@@ -40,6 +43,7 @@ def test_a_batch_is_the_documents_it_says(packed, documents, tokenizer_dir):
 
 def test_an_epoch_sees_every_row_once(packed):
     source = PackedSource.open(packed, batch_rows=1)
+    orders = []
     for epoch in (0, 1):
         seen = Counter()
         for step in range(epoch * source.num_rows, (epoch + 1) * source.num_rows):
@@ -48,6 +52,8 @@ def test_an_epoch_sees_every_row_once(packed):
         # Groups are drawn by their sizes; an epoch of one may end a row before the other's.
         assert len(seen) >= source.num_rows - 2
         assert max(seen.values()) <= 2
+        orders.append([row for group, row in seen if group == "en"][:20])
+    assert orders[0] != orders[1], "an epoch has an order of its own"
 
 
 def test_a_step_does_not_depend_on_what_came_before_or_on_who_asks(packed):

@@ -35,6 +35,11 @@ def test_a_document_is_cut_only_where_it_is_longer_than_a_row():
     assert lengths == {0: [4], 1: [8], 2: [2], 3: [4, 8, 8], 4: [8]}
 
 
+def test_a_piece_goes_into_the_fullest_row_that_has_room():
+    """7, 6, 3, 2 and 2 positions in rows of 10: the 3 beside the 7, or the second 2 would need a row of its own."""
+    assert rows_of([8, 7, 4, 3, 3], 10)[0].num_rows == 2
+
+
 def test_rows_are_nearly_full():
     sizes = np.random.default_rng(0).geometric(1 / 300, 3000) + 1
     rows, _ = rows_of(sizes.tolist(), 512)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gemworks.engine.host import ModelHost
-from gemworks.errors import CapacityError, CheckpointError
+from gemworks.errors import CapacityError, CheckpointError, LimitError
 
 GB = 10**9
 SIZES = {"a": 2 * GB, "b": 3 * GB, "c": 4 * GB, "d": 5 * GB, "e": 6 * GB, "huge": 99 * GB}
@@ -100,6 +100,40 @@ def test_nobody_is_unloaded_for_a_model_that_would_not_fit_all_the_same(world):
         "5.00 GB can be had: d 5.00 GB by 1 request.\n"
         "Ask again when they are done, or give the models more memory."
     )
+
+
+def test_so_many_models_and_no_more(world):
+    host = world.host(most=2, keep_alive_s=60)
+    host.get("a", keep_alive_s=None).release()  # kept for ever: goes last
+    host.get("b").release()
+    with host.get("c"):
+        assert world.closed == ["b"] and names(host) == ["c", "a"]
+        with host.get("a"), pytest.raises(LimitError, match="2 models may be loaded, and all of them are in use"):
+            host.get("b")
+    assert world.closed == ["b"]
+
+
+def test_without_a_budget_only_the_number_counts():
+    world = World(budget=10**15)
+    host = ModelHost(None, world.load, size=lambda name: 0, close=world.close, most=3)
+    for name in ("huge", "a", "b", "c"):
+        host.get(name).release()
+    assert world.closed == ["huge"]
+
+
+def test_a_model_that_is_there_is_lent_without_waiting(world):
+    host = world.host(keep_alive_s=60)
+    assert host.lend("a", keep_alive_s=5) is None and world.loads == {}
+    host.get("a").release()
+    lease = host.lend("a", keep_alive_s=5)
+    assert lease.model == "a" and host.model("a").leases == 1
+    lease.release()
+    assert host.model("a").expires_at == 5 and host.keep("a", 7) and host.model("a").expires_at == 7
+    assert host.keep("b", 7) is False and host.model("b") is None
+    world.now = 7
+    assert host.expire() is None and world.closed == ["a"]
+    host.close()
+    assert host.lend("a", keep_alive_s=5) is None
 
 
 def test_a_model_in_use_is_never_unloaded_and_its_users_are_counted(world):

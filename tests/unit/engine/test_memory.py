@@ -21,7 +21,7 @@ from gemworks.engine.memory import (
 )
 from gemworks.engine.runner import Runner
 from gemworks.engine.sampler import penalty_widths
-from gemworks.engine.shapes import draw_sizes
+from gemworks.engine.shapes import draw_sizes, few_sizes
 from gemworks.errors import CapacityError, ConfigError
 from gemworks.model import costs
 from gemworks.model.config import GEMMA3_1B, GEMMA3_27B, RELEASED, LayerSpec
@@ -221,7 +221,8 @@ def test_a_runner_has_these_pools_and_programs(sequences, draft, kv_dtype):
     assert runner.kv_bytes == plan.total_bytes
     assert runner.limits.slots == plan.slots
     assert runner.pages.num_pages == plan.pages and runner.local_pages.num_pages == plan.local_pages
-    apart = len(draw_sizes(sequences)) * len(penalty_widths(262_144)) + 1 + 3
+    draws = len(draw_sizes(sequences)) * (len(penalty_widths(262_144)) + 1) + len(few_sizes(sequences))
+    apart = draws + 1 + 3
     assert num_programs(sequences, draft) == len(runner.shapes()) + apart
 
 

@@ -1,13 +1,15 @@
 """Models by name: loaded once however many ask, kept while used, let go as settings say; paths never."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 from fake_llm import FakeLLM
 
-from gemworks.errors import ConfigError, LimitError, NotFoundError
+from gemworks.errors import CapacityError, ConfigError, LimitError, NotFoundError
 from gemworks.server.host import ModelHost
 from gemworks.server.settings import ModelSettings
 from gemworks.weights import hub, store
@@ -34,8 +36,8 @@ def loads(monkeypatch):
     return Loads()
 
 
-def host(loads, **told):
-    return ModelHost(ModelSettings(**({"names": ("tiny",)} | told)), load=loads)
+def host(loads, size=None, **told):
+    return ModelHost(ModelSettings(**({"names": ("tiny",)} | told)), load=loads, size=size)
 
 
 def test_who_asks_together_shares_a_load(loads):
@@ -146,6 +148,87 @@ def test_the_idle_model_used_longest_ago_makes_room(loads):
         assert all(llm.closed for llm in loads.made)
 
     asyncio.run(go())
+
+
+def test_models_stay_within_their_bytes(loads):
+    """The idle one used longest ago goes, served ones last; what is in use never does."""
+    sizes = {"tiny": 2_000, "pirate": 3_000, "poet": 4_000}
+    made = host(loads, size=sizes.__getitem__, memory_bytes=8_000, max_loaded=9)
+
+    async def go():
+        for name in ("tiny", "pirate", "poet"):
+            async with made.use(name):
+                pass
+        assert [one.name for one in made.loaded()] == ["tiny", "poet"]
+        async with made.use("poet"):
+            with pytest.raises(LimitError, match=r"pirate needs .* in use.*: poet .* by 1 request") as refused:
+                sizes["pirate"] = 5_000
+                async with made.use("pirate"):
+                    pass
+            assert refused.value.retry_after_s > 0
+            assert [one.name for one in made.loaded()] == ["tiny", "poet"], "nobody went for what would not fit"
+        sizes["pirate"] = 9_000
+        with pytest.raises(CapacityError, match="Use a smaller format") as refused:
+            async with made.use("pirate"):
+                pass
+        assert not isinstance(refused.value, LimitError), "waiting would not help"
+
+    asyncio.run(go())
+    assert [llm.name for llm in loads.made if llm.closed] == ["pirate"]
+
+
+def test_a_limit_without_sizes_counts_files(loads):
+    made = host(loads, memory_bytes=10)
+
+    async def go():
+        with pytest.raises(CapacityError, match="tiny needs"):
+            async with made.use("tiny"):
+                pass
+
+    asyncio.run(go())
+    assert loads.names == []
+
+
+def test_a_model_that_is_gone_is_held_by_nobody(loads):
+    made = host(loads)
+
+    async def go():
+        async with made.use("tiny") as loaded:
+            assert (loaded.users, loaded.keep_alive_s) == (1, float("inf"))
+        gone = weakref.ref(loaded.llm)
+        del loaded
+        loads.made.clear()
+        await made.unload("tiny")
+        return gone
+
+    gone = asyncio.run(go())
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_that_is_asked_for_while_it_goes_comes_back(loads):
+    made = host(loads, max_loaded=1, any_local=True)
+
+    async def ask(name):
+        for _ in range(20):
+            async with made.use(name) as loaded:
+                assert not loaded.llm.closed
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+
+    async def go():
+        await asyncio.gather(*(retried(ask, name) for name in ("tiny", "pirate", "poet")))
+        await made.close()
+
+    async def retried(ask, name):
+        while True:
+            try:
+                return await ask(name)
+            except LimitError:
+                await asyncio.sleep(0.002)
+
+    asyncio.run(go())
+    assert all(llm.closed for llm in loads.made)
 
 
 @pytest.mark.parametrize(

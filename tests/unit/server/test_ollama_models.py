@@ -66,7 +66,7 @@ def test_tags_list_every_model_by_ollamas_names(app):
         "parameter_size": "",
         "quantization_level": "BF16",
     }
-    assert tiny["capabilities"] == ["completion", "vision"]
+    assert tiny["capabilities"] == ["completion", "vision", "tools"]
     assert datetime.fromisoformat(tiny["modified_at"]).tzinfo is not None
 
 
@@ -118,7 +118,7 @@ def test_show_tells_what_the_checkpoint_says(app):
     assert info["gemma3.mm.tokens_per_image"] == wanted["vision"]["tokens_per_image"]
     assert told["details"]["format"] == wanted["format"]
     assert told["details"]["quantization_level"] == next(iter(wanted["stored_as"]))
-    assert told["capabilities"] == ["completion", "vision"]
+    assert told["capabilities"] == ["completion", "vision", "tools"]
     parameters = dict(line.split() for line in told["parameters"].splitlines())
     assert {name: float(value) for name, value in parameters.items()} == {
         name: wanted["generation"][name] for name in ("temperature", "top_k", "top_p")

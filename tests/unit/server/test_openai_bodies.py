@@ -115,8 +115,6 @@ def test_a_wrong_value_is_named(server, path, body, field, value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
         ("audio", {"voice": "x", "format": "wav"}),
@@ -155,7 +153,7 @@ def test_what_is_not_supported_is_refused_by_name(server, field, value):
         ("tools", [{"type": "web_search"}]),
         ("text", {"verbosity": "low"}),
         ("include", ["file_search_call.results"]),
-        ("input", [{"type": "function_call_output", "call_id": "x", "output": "y"}]),
+        ("input", [{"type": "file_search_call", "id": "x"}]),
     ],
 )
 def test_what_responses_do_not_support_is_refused_by_name(server, field, value):
@@ -203,10 +201,11 @@ def test_an_unknown_field_is_refused_as_openai_does(server, path, body):
         ),
         ([{"role": "narrator", "content": "x"}], "messages[0].role"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+        ([{"role": "function", "content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": "x", "name": "Ann"}], "messages[0].name"),
         ([{"role": "user", "content": "x", "colour": 1}], "messages[0].colour"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [{"id": 1}]}], "messages[0].tool_calls"),
     ],
 )
 def test_a_wrong_message_is_named(server, messages, param):

@@ -1,12 +1,10 @@
-"""Answers of a form: whatever a random model draws is one, or is not finished; checked by jsonschema and re."""
+"""Answers of a form: whatever a random model draws is one, or is not finished. Schemas: test_schemas.py."""
 
-import json
 import random
 import re
 
-import jsonschema
-import numpy as np
 import pytest
+from drawing import allowed, drawn, ends
 
 from gemworks.errors import RequestError
 from gemworks.text import grammar
@@ -31,96 +29,6 @@ def engine(tokenizer):
     return grammar.GrammarEngine(tokenizer, vocab=tokenizer.size + 5, end_ids=ends(tokenizer))
 
 
-def ends(tokenizer):
-    return [tokenizer.end_of_turn_id, tokenizer.eos_id]
-
-
-def allowed(constraint, ids):
-    return np.flatnonzero(np.unpackbits(constraint(ids).view(np.uint8), bitorder="little"))
-
-
-def drawn(engine, tokenizer, form, seed, longest=400):
-    """The text that a model of random logits draws, None where it does not finish."""
-    rng, constraint, ids = random.Random(seed), engine.constrain(form), []
-    closing = [i for i in range(tokenizer.size) if tokenizer.token_bytes(i)[:1] in (b'"', b"}", b"]")]
-    for step in range(longest):
-        allowed_ids = allowed(constraint, ids)
-        assert len(allowed_ids) and allowed_ids[-1] < tokenizer.size
-        # All words alike would write strings for ever: half of the draws close something where that is allowed.
-        likely = [i for i in closing if i in allowed_ids] if step > 20 and rng.random() < 0.5 else []
-        token_id = rng.choice(likely or list(allowed_ids))
-        if token_id in ends(tokenizer):
-            assert constraint.is_complete(ids)
-            return tokenizer.decode(ids)
-        assert token_id not in tokenizer.control_ids
-        ids.append(int(token_id))
-    return None
-
-
-def some_schema(rng, depth=0):
-    """A schema of varied features that llguidance documents as supported."""
-    simple = [
-        lambda: {"type": "integer", "minimum": rng.randint(-9, 5), "maximum": rng.randint(6, 999)},
-        lambda: {"type": "number", "exclusiveMinimum": rng.randint(-9, 0), "maximum": rng.randint(1, 99)},
-        lambda: {"type": "integer", "multipleOf": rng.choice([2, 3, 7])},
-        lambda: {"type": "string", "minLength": rng.randint(0, 2), "maxLength": rng.randint(3, 9)},
-        lambda: {"type": "string", "pattern": rng.choice(["^[a-f]{2,4}$", r"^\d+-\d+$", "^(ab|cd)*x$"])},
-        lambda: {"type": "string", "format": rng.choice(["date", "time", "date-time", "uuid", "ipv4", "email"])},
-        lambda: {"enum": rng.sample(["a", "\u00e9", 3, None, True, {"b": [1]}, "\u6f22\u5b57", 'q"\\'], 3)},
-        lambda: {"const": rng.choice([1.5, "x", None, [1, "two"], {"k": "v"}])},
-        lambda: {"type": rng.choice(["boolean", "null"])},
-        lambda: {"type": ["string", "null"], "maxLength": 5},
-    ]
-    if depth >= 3 or rng.random() < 0.4:
-        return rng.choice(simple)()
-    below = lambda: some_schema(rng, depth + 1)  # noqa: E731
-    names = rng.sample(["a", "b", "na\u00efve", "\u043a\u043b\u044e\u0447", "c d", "x-y"], rng.randint(1, 4))
-    nested = [
-        lambda: {
-            "type": "object",
-            "properties": {name: below() for name in names},
-            "required": rng.sample(names, rng.randint(0, len(names))),
-            **rng.choice([{}, {"additionalProperties": False}, {"additionalProperties": {"type": "integer"}}]),
-        },
-        lambda: {"type": "array", "items": below(), "minItems": rng.randint(0, 2), "maxItems": rng.randint(2, 4)},
-        lambda: {"type": "array", "prefixItems": [below(), below()], "items": False, "minItems": 2},
-        lambda: {"anyOf": [below(), below()]},
-        lambda: {"oneOf": [{"type": "string", "maxLength": 4}, {"type": "boolean"}, {"type": "null"}]},
-        lambda: {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 30}]},
-        lambda: {"type": "object", "patternProperties": {"^k[0-9]$": below()}, "additionalProperties": False},
-        lambda: {"type": "object", "properties": {"a": below()}, "required": ["a"], "maxProperties": 3},
-    ]
-    made = rng.choice(nested)()
-    if depth == 0 and rng.random() < 0.3:
-        node = {
-            "type": "object",
-            "properties": {"v": made, "next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
-        }
-        return {"$defs": {"n": node | {"required": ["v", "next"]}}, "$ref": "#/$defs/n"}
-    return made
-
-
-def check_schemas(engine, tokenizer, seeds, least):
-    """What finished is valid; at least a share `least` finished."""
-    finished = 0
-    for seed in seeds:
-        schema = some_schema(random.Random(seed))
-        text = drawn(engine, tokenizer, grammar.json_schema(schema), seed)
-        if text is not None:
-            finished += 1
-            jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-    assert finished >= least * len(seeds)
-
-
-def test_what_is_drawn_is_valid_by_its_schema(engine, tokenizer):
-    check_schemas(engine, tokenizer, range(40), 0.6)
-
-
-@pytest.mark.exhaustive
-def test_what_is_drawn_is_valid_by_500_schemas(engine, tokenizer):
-    check_schemas(engine, tokenizer, range(1000, 1500), 0.6)
-
-
 def test_no_whitespace_between_parts(engine, tokenizer):
     schema = {
         "type": "array",
@@ -131,7 +39,8 @@ def test_no_whitespace_between_parts(engine, tokenizer):
     }
     for seed in range(5):
         text = drawn(engine, tokenizer, grammar.json_schema(schema), seed)
-        assert text is None or text == json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text or "")
+        assert not re.search(r"\s", outside), text
 
 
 @pytest.mark.parametrize("pattern", ["[a-c]{3}-[0-9]+", "(yes|no)( maybe)?", "\\p{Lu}\\w{2}"])

@@ -287,7 +287,7 @@ def test_what_a_tool_returns_cannot_widen_access(tmp_path):
 
 def test_a_declaration_from_a_stranger_is_checked():
     good = {"name": "x", "description": "a\x1b[2J", "parameters": {"type": "object"}, "returns": None}
-    assert make_tool(good, lambda values: None).description == "a\\x1b[2J"
+    assert make_tool(good, lambda values, stop: None).description == "a\\x1b[2J"
     for change, words in [
         ({"name": "../x"}, "a tool's name must be"),
         ({"parameters": []}, "must be a JSON schema of type object"),
@@ -296,7 +296,7 @@ def test_a_declaration_from_a_stranger_is_checked():
         ({"returns": "x"}, "must be an object"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            make_tool(good | change, lambda values: None)
+            make_tool(good | change, lambda values, stop: None)
 
 
 def test_references_inside_a_schema_work():

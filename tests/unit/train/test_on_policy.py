@@ -14,11 +14,13 @@ from gemworks.errors import ConfigError
 from gemworks.model.config import LayerSpec
 from gemworks.model.gemma3 import Gemma3
 from gemworks.train import on_policy
+from gemworks.train.feed import put_batch
 from gemworks.train.forward import Rows, head_rows, hidden, model_of
 from gemworks.train.loop import Run, train
 from gemworks.train.loss import Call
 from gemworks.train.on_policy import DIVERGENCES, OnPolicy, answered, divergence, prompt_lengths
-from gemworks.train.state import random_params
+from gemworks.train.state import State, random_params
+from gemworks.train.step import gradient
 
 LOCAL, GLOBAL = LayerSpec(window=4, rope_base=1e4), LayerSpec(window=None, rope_base=1e6)
 B, T, V = 4, 12, 24
@@ -178,6 +180,32 @@ def test_gradient_is_that_of_the_drawn_rows_and_not_of_the_draws(student, teache
     outside = jax.jit(jax.grad(lambda m: given(m, drawn, call).total))(student)
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.exhaustive
+def test_micro_batches_have_the_gradient_of_their_own_draws_together():
+    """Two micro-batches of four rows against one batch of the eight rows that they drew, each with its own key."""
+    method = OnPolicy(prompt=5, end=())
+    recipe = nano_recipe(method=method, accumulate=2)
+    params, taught = ({k: jnp.asarray(v) for k, v in random_params(recipe.model, seed).items()} for seed in (0, 9))
+    student, teacher = model_of(params, recipe.model), model_of(taught, recipe.model)
+    state = State(jnp.asarray(3, jnp.int32), params, None, {})
+    micro = put_batch(RandomRows(recipe).batch(3), recipe, None)
+    got, terms = jax.jit(lambda state: gradient(recipe, state, micro, teacher, None))(state)
+
+    step_key = jax.random.fold_in(jax.random.key(recipe.seed), 3)
+    drawn = [
+        answers(method, student, Rows(*(x[i] for x in micro)), jax.random.split(jax.random.fold_in(step_key, i))[1])
+        for i in range(2)
+    ]
+    assert (np.asarray(drawn[0].ids_BT) != np.asarray(drawn[1].ids_BT)).any()
+    whole = replace(recipe, method=replace(method, on_policy=0.0), accumulate=1)
+    rows = Rows(*(jnp.concatenate(parts)[None] for parts in zip(*drawn, strict=True)))
+    want, given = jax.jit(lambda state: gradient(whole, state, rows, teacher, None))(state)
+    assert float(terms.weight) == float(given.weight) == float(terms.more["own"])
+    assert float(terms.total) == pytest.approx(float(given.total), rel=1e-5)
+    for name, g in want.items():
+        np.testing.assert_allclose(got[name], g, rtol=1e-4, atol=1e-5 * float(jnp.abs(g).max()), err_msg=name)
 
 
 def test_loss_is_the_mean_over_the_targets_by_the_formula(student, teacher):

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from nano_runs import RandomRows, nano_recipe
 
 from gemworks.model.gemma3 import full_batch
 from gemworks.ops import select
+from gemworks.ops.train.cross_entropy import cross_entropy
 from gemworks.ops.train.head import num_parts, token_logits
 from gemworks.ops.train.product import embed
 from gemworks.train.feed import put_batch
 from gemworks.train.forward import hidden, model_of
 from gemworks.train.loop import Run, begin
-from gemworks.train.loss import Call, NextToken
+from gemworks.train.loss import Call, NextToken, Terms
 from gemworks.train.recipe import Optimizer
 from gemworks.train.state import random_params
 from gemworks.train.step import gradient, make_step
@@ -58,8 +60,8 @@ def scored(model, ids_T, segment_T):
 
 
 def test_loss_is_that_of_whole_logits_on_the_serving_path():
-    """Against a plain softmax over logits of the model as scoring runs it, row by row; parts of 40 of 160 words."""
-    recipe = nano_recipe(method=NextToken(z_loss=0.5, words_at_once=40))
+    """Against a plain softmax over logits of the model as scoring runs it, row by row; parts of 52 of 256 tokens."""
+    recipe = nano_recipe(method=NextToken(z_loss=0.5, logits_at_once=160 * 60))
     rows = RandomRows(recipe).batch(3)
     model = model_of({k: jnp.asarray(v) for k, v in random_params(recipe.model, 0).items()}, recipe.model)
     got = jax.jit(lambda m: recipe.method(m, rows, Call(jax.random.key(0))))(model)
@@ -98,10 +100,53 @@ def test_head_in_parts_against_autodiff_of_whole_logits(chosen):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("logits_at_once", [360, 180, 90])  # one part, two, four of which the last is padding
+def test_cross_entropy_of_some_tokens_at_a_time_against_autodiff_of_whole_logits(logits_at_once):
+    rng = np.random.default_rng(1)
+    h, head = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 16), (60, 16)))
+    targets, weight = jnp.asarray(rng.integers(0, 60, (2, 3))), jnp.asarray([[0, 1, 0.5], [2, 0, 1]], jnp.float32)
+
+    def plain(h, head):
+        logits = jnp.einsum("btd,vd->btv", h, head, precision="highest")
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        nll = (weight * (log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0])).sum()
+        return nll + 0.3 * (weight * log_total**2).sum(), nll
+
+    def in_parts(h, head):
+        return cross_entropy(h, head, targets, weight, z_loss=0.3, logits_at_once=logits_at_once)
+
+    (want, want_grads), (got, got_grads) = (
+        jax.value_and_grad(lambda *x, f=f: 3 * f(*x)[0], (0, 1))(h, head) for f in (plain, in_parts)
+    )
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    np.testing.assert_allclose(in_parts(h, head), plain(h, head), rtol=1e-5)
+    for one, other in zip(got_grads, want_grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+class Key(NamedTuple):
+    """A method that shows what its key draws."""
+
+    def __call__(self, model, rows, call):
+        drawn = jax.random.uniform(call.key)
+        return Terms(0 * model.final_norm.scale.sum(), jnp.ones(()), {"drawn": drawn, "squared": drawn**2})
+
+
+def test_every_micro_batch_of_every_step_draws_for_itself():
+    """What Distill and OnPolicy draw with: both micro-batches of a step, and the next step's, have their own keys."""
+    recipe = replace(nano_recipe(), method=Key(), accumulate=2)
+    state, batch = start(recipe), some_batch(recipe)
+    compute = jax.jit(lambda state: gradient(recipe, state, batch, None, None)[1].more)
+    one, again, other = compute(state), compute(state), compute(state._replace(step=state.step + 1))
+    apart = 2 * one["squared"] - one["drawn"] ** 2  # (a - b)^2
+    assert float(apart) > 1e-4
+    assert float(one["drawn"]) == float(again["drawn"]) != float(other["drawn"])
+
+
 @pytest.mark.exhaustive
 def test_no_array_of_the_step_is_as_large_as_the_logits():
     """In the compiled program: no shape of B x T x V elements, and less room for temporaries than the logits need."""
-    recipe = nano_recipe(method=NextToken(words_at_once=512), rows=4, tokens=128)
+    recipe = nano_recipe(method=NextToken(logits_at_once=16 * 16_384), rows=4, tokens=128)
     recipe = replace(recipe, model=replace(recipe.model, vocab_size=16_384))
     logits = recipe.rows * recipe.tokens * recipe.model.vocab_size
 
@@ -113,7 +158,7 @@ def test_no_array_of_the_step_is_as_large_as_the_logits():
         shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text) or re.findall(r"tensor<([\dx]+)x[a-z]", text)
         return max(int(np.prod([int(n) for n in re.split("[,x]", shape)])) for shape in shapes)
 
-    whole = lowered(replace(recipe, method=NextToken(words_at_once=1 << 20))).as_text()
+    whole = lowered(replace(recipe, method=NextToken(logits_at_once=1 << 30))).as_text()
     assert largest(whole) >= logits, "the search finds logits where there are some"
     program = lowered(recipe).compile()
     assert largest(program.as_text()) < logits / 8

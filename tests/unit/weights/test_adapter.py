@@ -142,7 +142,7 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
     ("fields", "named"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', not 'LORA'"),
-        ({"use_dora": True}, "use_dora is True (DoRA)"),
+        ({"lora_bias": True}, "lora_bias is True (biases)"),
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is ['embed_tokens']"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
@@ -162,12 +162,43 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
 )
 def test_fields_that_cannot_be_followed_are_named(fields, named, tmp_path):
     text = refusal(write(tmp_path, **fields))
-    assert named in text and "adapter_config.json must describe a plain LoRA adapter" in text
+    assert named in text and "adapter_config.json must describe a LoRA adapter that we can compute" in text
 
 
 def test_every_wrong_field_is_named_at_once(tmp_path):
-    text = refusal(write(tmp_path, use_dora=True, lora_bias=True, r=-1))
-    assert all(name in text for name in ("use_dora", "lora_bias", "r must be"))
+    text = refusal(write(tmp_path, use_qalora=True, lora_bias=True, r=-1))
+    assert all(name in text for name in ("use_qalora", "lora_bias", "r must be"))
+
+
+def with_lengths(arrays=None):
+    found = tensors() if arrays is None else arrays
+    return found | {
+        name.replace("lora_A.weight", "lora_magnitude_vector"): np.full(
+            found[name.replace("lora_A", "lora_B")].shape[0], 3.0, np.float32
+        )
+        for name in found
+        if "lora_A" in name
+    }
+
+
+def test_lengths_of_dora_are_read(tmp_path):
+    adapter = read_adapter(write(tmp_path, with_lengths(), use_dora=True), CONFIG)
+    assert adapter.is_dora
+    for (_, target), delta in adapter.deltas.items():
+        np.testing.assert_array_equal(delta.magnitude_F, np.full(target_shape(CONFIG, target)[0], 3.0))
+    old = {name + ".weight" if "magnitude" in name else name: array for name, array in with_lengths().items()}
+    assert read_adapter(write(tmp_path, old, use_dora=True), CONFIG).is_dora
+    assert not read_adapter(write(tmp_path), CONFIG).is_dora
+
+
+def test_lengths_that_do_not_go_with_the_config_are_named(tmp_path):
+    length = Q_A.replace("lora_A.weight", "lora_magnitude_vector")
+    arrays = with_lengths()
+    del arrays[length]
+    assert f"missing  {length}" in refusal(write(tmp_path, arrays, use_dora=True))
+    assert f"without use_dora  {length}" in refusal(write(tmp_path, with_lengths()))
+    arrays[length] = np.ones(5, np.float32)
+    assert f"shape  {length}  wanted [64], got [5]" in refusal(write(tmp_path, arrays, use_dora=True))
 
 
 def test_fields_of_how_it_was_made_have_no_effect(tmp_path):

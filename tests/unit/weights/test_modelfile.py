@@ -70,7 +70,7 @@ def test_what_cannot_be_written_is_refused():
         ("\n\nRENDERER x", "M:3: there is no instruction RENDERER.\nKnown: "),
         ("FROM a\nFROM b", "M:2: a Modelfile has one FROM line, and this is the second (the first: a)."),
         ("FROM", "M:1: FROM needs a value, and nothing follows it."),
-        ("FROM a\nADAPTER ./lora", "M:2: this release loads no adapters; LoRA comes with training.\nMerge the adapter"),
+        ("FROM a\nADAPTER b\nADAPTER c", "M:3: a model takes one adapter, and this is the second (the first: b)."),
         ("FROM a\nPARAMETER temprature 1", 'M:2: there is no parameter "temprature". Did you mean "temperature"?\n'),
         ("FROM a\nPARAMETER mirostat 1", 'M:2: there is no parameter "mirostat".\nKnown: temperature, top_k'),
         ("FROM a\nPARAMETER top_k 1.5", 'M:2: top_k must be a whole number, got "1.5".'),
