@@ -31,5 +31,7 @@ def test_files_are_formatted():
     run("ruff", "format", "--check", ".")
 
 
+@pytest.mark.exhaustive
 def test_pyright_finds_nothing():
+    """25 to 50 s of one core: a twentieth of what `make test` may take."""
     run("pyright", "--pythonpath", sys.executable)
