@@ -25,14 +25,13 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print one object in
         for model in [*store.list_pulled(), *store.list_created()]
     ]
     if hub.TINY.is_dir():
-        files = [path for path in hub.TINY.iterdir() if path.is_file()]
         models.append(
             {
                 "name": "tiny",
                 "kind": "built-in",
                 "source": "inside the package",
                 "path": str(hub.TINY),
-                "size_bytes": sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".gguf")),
+                "size_bytes": store.weight_file_bytes(hub.TINY),
                 "modified_s": int(hub.TINY.stat().st_mtime),
             }
         )

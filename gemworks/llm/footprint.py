@@ -1,13 +1,9 @@
 """How many bytes a model will take, before it is loaded: what a budget for several models is kept by."""
 
-from pathlib import Path
-
 from gemworks.engine.memory import PROGRAM_BYTES, num_programs
 from gemworks.engine.shapes import DRAFT_LENGTHS
 from gemworks.llm.sizes import DEFAULT_CONTEXT, pool_sizes
 from gemworks.model import costs
-
-_ENDS = (".safetensors", ".gguf")
 
 
 def footprint(
@@ -28,6 +24,7 @@ def footprint(
     """
     from gemworks.weights.checkpoint import open_checkpoint
     from gemworks.weights.hub import resolve
+    from gemworks.weights.store import weight_file_bytes
 
     resolved = resolve(model)
     with open_checkpoint(resolved.path) as checkpoint:
@@ -37,7 +34,7 @@ def footprint(
     context = min(context or DEFAULT_CONTEXT, config.max_positions)
     longest = DRAFT_LENGTHS[-1] if draft else 0
     pools = pool_sizes(config, context=context, kv=kv or "bfloat16", max_sequences=max_sequences, draft=longest)
-    weights = _stored(resolved.path) if quant is None else _quantized(config, quant, embed)
+    weights = weight_file_bytes(resolved.path) if quant is None else _quantized(config, quant, embed)
     return weights + pools.total_bytes + num_programs(pools.max_sequences, longest) * PROGRAM_BYTES
 
 
@@ -48,8 +45,3 @@ def _quantized(config, quant: str, embed: str | None) -> int:
     if embed is None:
         embed = "int8" if format.startswith("int") else format
     return costs.weight_bytes(config, format, embed_format=embed)
-
-
-def _stored(path: Path) -> int:
-    files = [path] if path.is_file() else path.iterdir()
-    return sum(file.stat().st_size for file in files if file.suffix in _ENDS)

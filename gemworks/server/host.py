@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gemworks.server.settings import ModelSettings
 
 _NAME = re.compile(r"[\w.:/@+-]{1,200}")
-_ENDS = (".safetensors", ".gguf")
 
 # Seconds that mean "at once" without closing the model in the event loop, as 0 would.
 _AT_ONCE_S = 1e-6
@@ -195,7 +194,7 @@ class ModelHost:
         assert self._load is not None, "a host without a loader has its models given"
         llm = self._load(name)
         path = hub.resolve(name).path
-        loaded = Loaded(name, llm, path, _size(path), self._host.model)
+        loaded = Loaded(name, llm, path, store.weight_file_bytes(path), self._host.model)
         self._models[name] = loaded
         return loaded
 
@@ -257,9 +256,4 @@ def _is_path(name: str) -> bool:
 
 
 def _size_on_disk(name: str) -> int:
-    return _size(hub.resolve(name).path)
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else path.iterdir()
-    return sum(file.stat().st_size for file in files if file.suffix in _ENDS)
+    return store.weight_file_bytes(hub.resolve(name).path)

@@ -23,6 +23,7 @@ from gemworks.weights import atomic
 from gemworks.weights.modelfile import Modelfile, parse_modelfile, render_modelfile
 
 MANIFEST = "manifest.json"
+_WEIGHTS = (".safetensors", ".gguf")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(:[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -143,14 +144,23 @@ def has_partial(repository: str) -> bool:
     return partial_path(repository).is_dir()
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Return the files with weights of the model at `path`, a file or a directory, by name."""
+    return [path] if path.is_file() else sorted(one for one in path.iterdir() if one.suffix in _WEIGHTS)
+
+
+def weight_file_bytes(path: Path) -> int:
+    """Return the bytes of a model's weights as they are on disk."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
 def _pulled(repository: str, folder: Path) -> StoredModel:
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf")]
     return StoredModel(
         name=repository,
         kind="pulled",
         source=repository,
         path=folder,
-        num_bytes=sum(sizes),
+        num_bytes=weight_file_bytes(folder),
         modified_s=folder.stat().st_mtime,
     )
 

@@ -25,8 +25,6 @@ from gemworks.weights.modelfile import Modelfile, render_modelfile
 from gemworks.weights.names import expected_shapes
 from gemworks.weights.safetensors import SafetensorsFile
 
-_WEIGHTS = (".safetensors", ".gguf")
-
 # Where `gemworks quantize` says how matrices are stored; weights/quantized.py, which needs jax, reads all of it.
 _QUANTIZATION = "gemworks_quantization"
 
@@ -77,21 +75,16 @@ def facts_of(path: Path) -> Facts | None:
 
 def read(path: Path) -> Facts:
     """Return what the model at `path` is. Raises CheckpointError or StorageError where its files do not say so."""
-    files = weight_files(path)
+    files = store.weight_files(path)
     if not files:
         raise CheckpointError(f"{path} must hold .safetensors or .gguf files, and it holds none.")
     return _read(path, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
-def weight_files(path: Path) -> list[Path]:
-    """Return the files with weights of the model at `path`, by name."""
-    return [path] if path.is_file() else sorted(one for one in path.iterdir() if one.suffix in _WEIGHTS)
-
-
 def num_bytes(path: Path) -> int:
     """Return the bytes of a model's weights; 0 where they cannot be read."""
     try:
-        return sum(file.stat().st_size for file in weight_files(path))
+        return store.weight_file_bytes(path)
     except OSError:
         return 0
 
@@ -104,7 +97,7 @@ def digest_of(path: Path, modelfile: Modelfile | None) -> str:
     try:
         rows = [
             (file.name, noted.get(file.name) or [file.stat().st_size, file.stat().st_mtime_ns])
-            for file in weight_files(path)
+            for file in store.weight_files(path)
         ]
     except OSError:
         rows = []

@@ -1,50 +1,20 @@
 """Calls written with FunctionGemma's tokens, read while they are written; see control.py for the form."""
 
 import json
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 
-from gemworks.text.toolcalls.call import Call, CallDelta, PartialCall
-from gemworks.text.toolcalls.collected import Collected
+from gemworks.text.toolcalls.answer_reader import AnswerReader
 from gemworks.text.toolcalls.control import CALL, CALLED, ESCAPE, MARKS, unmarked
 from gemworks.text.toolcalls.values import DEEPEST, Ended, NotACall, Reading, Source, escape
 
 _CONSTANTS = ("true", "false", "null")
 
 
-class ControlReader:
+class ControlReader(AnswerReader):
     """As CallReader, for texts with marks. A call that breaks off, or is none after all, is `partial`.
 
     Control tokens outside of calls are no text, as in every answer.
     """
-
-    def __init__(self, names: Collection[str]):
-        self._names = frozenset(names)
-        self._collected = Collected()
-        self._source = Source(self._collected.emit)
-        self._reading = self._run()
-
-    @property
-    def calls(self) -> list[Call]:
-        """The calls that are whole."""
-        return self._collected.calls
-
-    @property
-    def partial(self) -> PartialCall | None:
-        """The call that the answer broke off in."""
-        return self._collected.partial
-
-    def push(self, text: str) -> tuple[str, list[CallDelta]]:
-        """Return what more text tells."""
-        self._source.text += text
-        next(self._reading, None)
-        return self._collected.take()
-
-    def finish(self) -> tuple[str, list[CallDelta]]:
-        """Return what the end of the text tells."""
-        self._source.is_closed = True
-        next(self._reading, None)
-        self._collected.finish()
-        return self._collected.take()
 
     def _run(self) -> Reading:
         source, collected = self._source, self._collected

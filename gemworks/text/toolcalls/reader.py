@@ -13,16 +13,16 @@ come. Otherwise (`read_calls`) a call is told when its last bracket has come, an
 
 from collections.abc import Collection, Generator
 
-from gemworks.text.toolcalls.call import Call, CallDelta, PartialCall
-from gemworks.text.toolcalls.collected import Collected
-from gemworks.text.toolcalls.values import Ended, NotACall, Reading, Source, escape, read_entries, read_value
+from gemworks.text.toolcalls.answer_reader import AnswerReader
+from gemworks.text.toolcalls.call import Call
+from gemworks.text.toolcalls.values import Ended, NotACall, Reading, escape, read_entries, read_value
 
 _TAGS = frozenset({"", "tool_code", "tool_call", "tool_calls", "python", "py", "json"})  # of fences that may hold calls
 _LONGEST_TAG = max(map(len, _TAGS))
 _ARGUMENTS = ('parameters"', 'arguments"')
 
 
-class CallReader:
+class CallReader(AnswerReader):
     """Reads one answer: `push` its text as it comes, `finish` at its end; both return (text, pieces of calls).
 
     names: the declared functions. eager: tell calls before they are whole; then one that breaks off is `partial`.
@@ -30,37 +30,11 @@ class CallReader:
     """
 
     def __init__(self, names: Collection[str], *, eager: bool = False, objects: bool = True):
-        self._names = frozenset(names)
+        super().__init__(names)
         self._beginnings = frozenset(name[:n] for name in self._names for n in range(len(name) + 1))
         self._is_eager, self._reads_objects = eager, objects
-        self._collected = Collected()
-        self._source = Source(self._collected.emit)
         self._is_fenced = False  # a fence was opened before the last call
         self._is_over = False  # a call broke off: all that follows is text
-        self._reading = self._run()
-
-    @property
-    def calls(self) -> list[Call]:
-        """The calls that are whole."""
-        return self._collected.calls
-
-    @property
-    def partial(self) -> PartialCall | None:
-        """The call that the answer broke off in."""
-        return self._collected.partial
-
-    def push(self, text: str) -> tuple[str, list[CallDelta]]:
-        """Return what more text tells."""
-        self._source.text += text
-        next(self._reading, None)
-        return self._collected.take()
-
-    def finish(self) -> tuple[str, list[CallDelta]]:
-        """Return what the end of the text tells."""
-        self._source.is_closed = True
-        next(self._reading, None)
-        self._collected.finish()
-        return self._collected.take()
 
     def _run(self) -> Reading:
         source = self._source

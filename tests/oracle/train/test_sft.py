@@ -39,7 +39,7 @@ def source():
 def recipe_of(config) -> Recipe:
     return Recipe(
         model=config,
-        method=NextToken(words_at_once=100),
+        method=NextToken(logits_at_once=50 * VOCAB),
         steps=STEPS,
         rows=4,
         tokens=96,
