@@ -37,10 +37,16 @@ def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
         schedule=Schedule(kind="constant"),
         execution=Execution(remat=timed.name == "1b"),
     )
+    return start(Run(recipe, None), timed)  # type: ignore[arg-type]
+
+
+def start(run: Run, timed: Shape, frozen: Any = None) -> dict[str, Any]:
+    """Compile a run's step, do it twice on the shape's batch and return what `load` says. frozen: the step's own."""
+    recipe = run.recipe
     ids, targets = timed.batch()
     position = np.broadcast_to(np.arange(timed.tokens, dtype=np.int32), ids.shape)
     rows = Rows(ids, targets, np.ones(ids.shape, np.float32), np.ones(ids.shape, np.int32), position)
-    _kept.update(state=begin(Run(recipe, None), None, None), step=make_step(recipe), n=0)  # type: ignore[arg-type]
+    _kept.update(state=begin(run, None, None), step=make_step(recipe), n=0, frozen=frozen)
     _kept["batch"] = put_batch(rows, recipe, None)
     loss = step()["loss"]
     step()
@@ -51,7 +57,7 @@ def load(shape: dict[str, Any], dtype: str) -> dict[str, Any]:
 def step() -> dict[str, Any]:
     """One step, timed until its parameters are there."""
     begun = time.perf_counter()
-    _kept["state"], seen = _kept["step"](_kept["state"], np.int32(_kept["n"]), _kept["batch"], None)
+    _kept["state"], seen = _kept["step"](_kept["state"], np.int32(_kept["n"]), _kept["batch"], _kept["frozen"])
     jax.block_until_ready(_kept["state"])
     _kept["n"] += 1
     return {"seconds": time.perf_counter() - begun, "loss": float(seen.loss)}

@@ -89,3 +89,21 @@ def checkpoint(tmp_path):
     generation = {"eos_token_id": [1, 106], "do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+@pytest.fixture
+def said_lines():
+    """said_lines("hello", "/bye") -> what a Repl reads its lines with: these, then the end of the input."""
+
+    def reader(*lines):
+        script = iter(lines)
+
+        def read_line(_prompt):
+            line = next(script, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        return read_line
+
+    return reader

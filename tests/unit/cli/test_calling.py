@@ -212,20 +212,12 @@ def test_a_server_has_a_name_and_a_command(told, name, line):
 
 
 @pytest.fixture
-def repl(capsys, tmp_path, typed):
+def repl(capsys, tmp_path, typed, said_lines):
     """repl(llm, *lines) -> (stdout, stderr); repl.repl is the Repl."""
 
     def run_lines(llm, *lines):
-        script = iter(lines)
-
-        def read_line(_prompt):
-            line = next(script, None)
-            if line is None:
-                raise EOFError
-            return line
-
         session = Session(llm, base=str(tmp_path))
-        run_lines.repl = Repl(session, "fake", load=lambda name: session, read_line=read_line)
+        run_lines.repl = Repl(session, "fake", load=lambda name: session, read_line=said_lines(*lines))
         run_lines.repl.loop()
         return capsys.readouterr()
 

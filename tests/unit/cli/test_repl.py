@@ -8,20 +8,12 @@ from gemworks.errors import CheckpointError
 
 
 @pytest.fixture
-def talk(fake_llm, capsys, tmp_path):
+def talk(fake_llm, capsys, tmp_path, said_lines):
     """talk("hello", "/bye") -> (stdout, stderr) of a conversation; talk.repl is the Repl."""
 
     def run(*lines, llm=None, load=None):
-        script = iter(lines)
-
-        def read_line(_prompt):
-            line = next(script, None)
-            if line is None:
-                raise EOFError
-            return line
-
         session = Session(llm or fake_llm(), base=str(tmp_path))
-        run.repl = Repl(session, "fake", load=load or (lambda name: session), read_line=read_line)
+        run.repl = Repl(session, "fake", load=load or (lambda name: session), read_line=said_lines(*lines))
         run.repl.loop()
         return capsys.readouterr()
 

@@ -9,24 +9,12 @@ from drawing import allowed, drawn, ends
 from gemworks.errors import RequestError
 from gemworks.text import grammar
 from gemworks.text.closing import closed
-from gemworks.tokenizer.tokenizer import Tokenizer
-from gemworks.weights.hub import TINY
 
 ADDRESS = {
     "type": "object",
     "properties": {"street": {"type": "string"}, "no": {"type": "integer"}},
     "required": ["no"],
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load(TINY)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    return grammar.GrammarEngine(tokenizer, vocab=tokenizer.size + 5, end_ids=ends(tokenizer))
 
 
 def test_no_whitespace_between_parts(engine, tokenizer):

@@ -12,26 +12,14 @@ import uuid
 
 import jsonschema
 import pytest
-from drawing import allowed, drawn, ends
+from drawing import allowed, drawn
 from random_schemas import FEATURES, features_of, random_schema
 
 from gemworks.errors import RequestError
 from gemworks.text import grammar
 from gemworks.text.closing import closed, exact, unkept
-from gemworks.tokenizer.tokenizer import Tokenizer
-from gemworks.weights.hub import TINY
 
 FEW, ALL = range(60), range(1000, 1500)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load(TINY)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    return grammar.GrammarEngine(tokenizer, vocab=tokenizer.size + 5, end_ids=ends(tokenizer))
 
 
 def check_schemas(engine, tokenizer, seeds):
