@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,5 +118,9 @@ def test_the_programs_of_a_page_print_an_answer(page, server, capsys):
     for block in blocks(page, "python"):
         for client in re.findall(r"^(?:from|import) (openai|ollama)\b", block, re.M):
             pytest.importorskip(client)
-        exec(compile(adapted(block, getattr(server, "url", server)), page, "exec"), {})
+        names: dict[str, Any] = {}
+        exec(compile(adapted(block, getattr(server, "url", server)), page, "exec"), names)
+        for value in names.values():  # a client keeps its connection, which a later test would be blamed for
+            if callable(close := getattr(value, "close", None)):
+                close()
         assert capsys.readouterr().out.strip(), block

@@ -145,7 +145,7 @@ def test_one_text_s_cache_in_another_type(run_command, kv, element):
 @pytest.mark.parametrize(("kv", "one"), [("bfloat16", 1024), ("int8", 520)])
 def test_an_engine_for_several_texts(run_command, monkeypatch, kv, one):
     """1B, 8 texts of 2,000 tokens and 500 of cache: 4 global layers in pages of 16 (125 a text), 22 rings of 512."""
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=64 * 10**9, available=1_500_000_000))
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=64 * 10**9, available=1_700_000_000))
     arguments = ["gemma3:1b", "--context", 2000, "--sequences", 8, "--cache", 500, "--kv", kv, "--format", "int4-b32"]
     engine = facts(run_command, *arguments)["engine"]
     pages = 8 * 125 + 32 + 1
