@@ -24,6 +24,7 @@ def log(tmp_path):
     return tmp_path / "worker.log"
 
 
+@pytest.mark.exhaustive
 def test_a_worker_answers_as_the_model_in_this_process_does(log):
     """And goes on after a call that failed."""
     llm = LLM(TINY)

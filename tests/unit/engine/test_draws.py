@@ -103,6 +103,7 @@ def test_each_row_has_the_cheapest_program():
     assert called([7, 9], logprobs=True) == called([7], frequency_penalty=1.0) == ["draw"]
 
 
+@pytest.mark.exhaustive
 def test_what_warm_up_makes_is_all_there_is():
     programs = Programs()
     draws = Draws(head(300), vocab=300, most=2)

@@ -72,6 +72,7 @@ def test_a_new_adapter_changes_nothing(dora, base):
     assert float(plain(h)) == pytest.approx(float(plain(held.model)), rel=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_quantized_base_has_the_gradient_of_the_matrices_it_stands_for():
     recipe = adapted_recipe(LoRA(rank=3, dora=True, base="int4-b32,embed=int8-b32"))
     plan, arrays = base_plan(recipe.adapter), floats(recipe)
