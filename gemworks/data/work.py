@@ -41,6 +41,13 @@ def run_in_order(
         yield from map(function, tasks)
         return
     others = set(active_children())
+
+    def end_workers() -> None:
+        # Ended, not asked to end: a pool of Python 3.11 that was interrupted under load waited for ever for a worker
+        # that waited for its queue. What they compute is nobody's any more, and they write nothing.
+        for process in set(active_children()) - others:
+            process.terminate()
+
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_start, initargs=(prepare, arguments)
     )
@@ -58,13 +65,16 @@ def run_in_order(
             "What is finished is kept: run the same command again with fewer --processes."
         ) from error
     except BaseException:
-        # Ended, not asked to end: a pool of Python 3.11 that was interrupted under load waited for ever for a worker
-        # that waited for its queue. What they compute is nobody's any more, and they write nothing.
-        for process in set(active_children()) - others:
-            process.terminate()
+        end_workers()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            # Interrupted while it waited: Python 3.11 takes its thread for ended now, closes the queue at exit before
+            # the workers were told to end, and waits for them.
+            end_workers()
+            raise
 
 
 def _start(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -1,10 +1,12 @@
 import errno
 import hashlib
+import multiprocessing
 import os
+import time
 
 import pytest
 
-from gemworks.data import readers
+from gemworks.data import readers, work
 from gemworks.data.store import PackedStore
 from gemworks.data.tokenizing import PackOptions, pack
 from gemworks.data.work import run_in_order
@@ -130,3 +132,22 @@ def test_results_come_in_order_tasks_are_not_read_ahead_and_errors_come_through(
 def test_a_dead_worker_is_named():
     with pytest.raises(CapacityError, match="a worker process was ended from outside"):
         list(run_in_order(die, [1], processes=2))
+
+
+def test_an_interrupt_while_the_pool_ends_leaves_no_worker(monkeypatch):
+    """Ctrl-C after the last result, while the pool waits for its workers: it used to leave them, and wait at exit."""
+    pools = []  # held: a pool that is collected ends its workers
+
+    def interrupted(pool, **_told):
+        pools.append(pool)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work.ProcessPoolExecutor, "shutdown", interrupted)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt):
+        list(run_in_order(double, [1, 2, 3], processes=2))
+    assert pools
+    until = time.monotonic() + 20
+    while (left := set(multiprocessing.active_children()) - before) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not left
