@@ -121,6 +121,6 @@ def test_the_programs_of_a_page_print_an_answer(page, server, capsys):
         names: dict[str, Any] = {}
         exec(compile(adapted(block, getattr(server, "url", server)), page, "exec"), names)
         for value in names.values():  # a client keeps its connection, which a later test would be blamed for
-            if callable(close := getattr(value, "close", None)):
+            if not isinstance(value, type) and callable(close := getattr(value, "close", None)):
                 close()
         assert capsys.readouterr().out.strip(), block
