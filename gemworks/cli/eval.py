@@ -4,8 +4,9 @@ gemworks eval tools MODEL [CASES.jsonl]        function calls
 gemworks eval MODEL... --tasks NAME_OR_FILE    anything that a task file describes
 """
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ def eval_(
     context: Annotated[int | None, typer.Option(metavar="N", help="Prompt and answer together, in tokens.")] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32.")] = "auto",
     quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Quantize: int4-b32, int8 ...")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter, as PEFT saves it.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter, as PEFT saves it.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of tables.")] = False,
 ) -> None:
     """Measure models by tasks: function calls, likelihood, multiple choice, answers, long contexts, memorization."""
@@ -97,25 +98,24 @@ def _check(models: Sequence[str], tasks: Sequence["Task"]) -> None:
         hub.resolve(model)
 
 
-class _executing:
-    """Gives the tasks of calls the functions of a file for a while."""
+@contextlib.contextmanager
+def _executing(tasks: Sequence[Any], file: Path | None) -> Iterator[None]:
+    """Give the tasks of calls the functions of a file inside the context."""
+    if file is None:
+        yield
+        return
+    calls = [task for task in tasks if task.kind == "calls"]
+    if not calls:
+        raise ConfigError("--execute runs function calls, and none of the tasks has some.")
+    from gemworks.tools import Toolbox
 
-    def __init__(self, tasks: Sequence[Any], file: Path | None):
-        self._tasks = [task for task in tasks if task.kind == "calls"]
-        self._file = file
-        if file is not None and not self._tasks:
-            raise ConfigError("--execute runs function calls, and none of the tasks has some.")
-
-    def __enter__(self) -> None:
-        if self._file is not None:
-            from gemworks.tools import Toolbox
-
-            box = Toolbox.from_file(self._file)
-            for task in self._tasks:
-                task.execute = box
-
-    def __exit__(self, *_exc: object) -> None:
-        for task in self._tasks:
+    box = Toolbox.from_file(file)
+    for task in calls:
+        task.execute = box
+    try:
+        yield
+    finally:
+        for task in calls:
             task.execute = None
 
 

@@ -54,7 +54,7 @@ def run(
     quant: Annotated[str | None, typer.Option(metavar="FORMAT", help="Quantize: int4-b32, int8 ...")] = None,
     embed: Annotated[str | None, typer.Option(metavar="FORMAT", help="The embedding's format, int8.")] = None,
     kv: Annotated[str | None, typer.Option(metavar="TYPE", help="Keys and values: bfloat16 or int8.")] = None,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A LoRA adapter, as PEFT saves it.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter, as PEFT saves it.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Times and rates, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object instead of text.")] = False,
 ) -> None:

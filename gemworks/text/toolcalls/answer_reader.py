@@ -1,5 +1,6 @@
 """A reader of one answer that arrives in pieces: the ways in and out that every style's reader has."""
 
+import abc
 from collections.abc import Collection
 
 from gemworks.text.toolcalls.call import Call, CallDelta, PartialCall
@@ -7,7 +8,7 @@ from gemworks.text.toolcalls.collected import Collected
 from gemworks.text.toolcalls.values import Reading, Source
 
 
-class AnswerReader:
+class AnswerReader(abc.ABC):
     """`push` the text as it comes, `finish` at its end; both return (text, pieces of calls). `_run` reads."""
 
     def __init__(self, names: Collection[str]):
@@ -39,6 +40,6 @@ class AnswerReader:
         self._collected.finish()
         return self._collected.take()
 
+    @abc.abstractmethod
     def _run(self) -> Reading:
         """Read `_source` into `_collected`; yields where it needs more text."""
-        raise NotImplementedError
